@@ -1,0 +1,86 @@
+"""Client side: an endpoint, and a client whose calls have a deadline and typed errors."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import grpc
+
+from crescendo.common.rpc.status import to_error
+
+MAX_MESSAGE_BYTES = 1 << 30
+OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.enable_http_proxy", 0),
+)
+FIRST_BACKOFF_S = 0.1
+
+StubT = TypeVar("StubT")
+Q = TypeVar("Q")
+A = TypeVar("A")
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a service listens and what opens it. address: host:port or unix:path."""
+
+    address: str
+    token: str = ""
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """Call metadata that carries the token."""
+        return (("authorization", f"Bearer {self.token}"),) if self.token else ()
+
+
+class Client(Generic[StubT]):
+    """A channel to one endpoint with its typed stub: `Client(endpoint, RolloutServiceStub)`.
+
+    Lives on the event loop that made it; `await client.close()` ends it.
+    """
+
+    def __init__(self, endpoint: Endpoint, stub_type: Callable[[Any], StubT]) -> None:
+        self.endpoint = endpoint
+        self._channel = grpc.aio.insecure_channel(endpoint.address, options=OPTIONS)
+        self.stub: StubT = stub_type(self._channel)
+
+    async def call(self, method: Callable[..., Any], request: Q, *, timeout_s: float, attempts: int = 1) -> Any:
+        """Calls a unary method; retryable errors are tried again with back-off within the deadline.
+
+        Raises a CrescendoError: what the service said, WorkerLostError or DeadlineError.
+        """
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        backoff_s = FIRST_BACKOFF_S
+        for attempt in range(1, attempts + 1):
+            remaining_s = deadline - asyncio.get_running_loop().time()
+            try:
+                return await method(request, timeout=max(0.001, remaining_s), metadata=self.endpoint.metadata)
+            except grpc.RpcError as failure:
+                error = to_error(failure)
+                wait_s = max(error.retry_after_s, backoff_s * random.uniform(0.5, 1.5))
+                out_of_time = asyncio.get_running_loop().time() + wait_s > deadline
+                if not error.retryable or attempt == attempts or out_of_time:
+                    raise error from None
+                await asyncio.sleep(wait_s)
+                backoff_s *= 2
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    async def stream(self, method: Callable[..., Any], request: Any, *, timeout_s: float) -> AsyncIterator[Any]:
+        """Calls a streaming method (request: a message, or an async iterator of them) and yields its answers."""
+        try:
+            async for answer in method(request, timeout=timeout_s, metadata=self.endpoint.metadata):
+                yield answer
+        except grpc.RpcError as failure:
+            raise to_error(failure) from None
+
+    async def close(self) -> None:
+        """Ends the channel; running calls are cancelled."""
+        await self._channel.close()
+
+
+__all__ = ["MAX_MESSAGE_BYTES", "OPTIONS", "Client", "Endpoint"]
