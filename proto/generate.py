@@ -17,6 +17,7 @@ from grpc_tools import protoc
 
 SOURCE = Path(__file__).parent
 TARGET = SOURCE / "python"
+SCRIPTS = Path(sys.executable).parent  # of the environment, also when it is not on the PATH
 IMPORT = re.compile(r"\bcrescendo\.v1\b")
 
 
@@ -25,11 +26,10 @@ def generate(into: Path) -> None:
     sources = sorted(str(path) for path in (SOURCE / "crescendo/v1").glob("*.proto"))
     with tempfile.TemporaryDirectory() as scratch:
         well_known = str(resources.files("grpc_tools") / "_proto")
-        code = protoc.main(
-            ["protoc", f"-I{SOURCE}", f"-I{well_known}", f"--python_out={scratch}"]
-            + [f"--grpc_python_out={scratch}", f"--mypy_out=quiet:{scratch}", f"--mypy_grpc_out=quiet:{scratch}"]
-            + sources
-        )
+        plugins = ("python", "grpc_python", "mypy", "mypy_grpc")
+        outputs = [f"--{name}_out={'quiet:' if 'mypy' in name else ''}{scratch}" for name in plugins]
+        found = [f"--plugin=protoc-gen-{name}={SCRIPTS / f'protoc-gen-{name}'}" for name in ("mypy", "mypy_grpc")]
+        code = protoc.main(["protoc", f"-I{SOURCE}", f"-I{well_known}", *found, *outputs, *sources])
         if code != 0:
             raise SystemExit(code)
         package = into / "v1"

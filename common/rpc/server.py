@@ -1,9 +1,9 @@
 """Server side: a grpc.aio server with health checking, reflection, a bearer token and a graceful end."""
 
 import hmac
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -11,6 +11,9 @@ from grpc_reflection.v1alpha import reflection
 
 from crescendo.common.errors import EnvironmentProblem
 from crescendo.common.rpc.channel import OPTIONS
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 OPEN_METHODS = ("/grpc.health.v1.Health/", "/grpc.reflection.")
 
@@ -23,9 +26,9 @@ class _TokenGuard(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler:
+    ) -> Handler | None:
         given = dict(handler_call_details.invocation_metadata or ()).get("authorization", "")
         is_open = handler_call_details.method.startswith(OPEN_METHODS)
         text = given.decode("latin-1") if isinstance(given, bytes) else given
@@ -35,12 +38,12 @@ class _TokenGuard(grpc.aio.ServerInterceptor):
         return _refusing(handler)
 
 
-def _refusing(handler: grpc.RpcMethodHandler) -> grpc.RpcMethodHandler:
-    async def refuse(_request: object, context: grpc.aio.ServicerContext) -> None:
+def _refusing(handler: Handler | None) -> Handler | None:
+    async def refuse(_request: object, context: Context) -> None:
         await context.abort(grpc.StatusCode.UNAUTHENTICATED, "missing or wrong token")
 
-    async def refuse_stream(_request: object, context: grpc.aio.ServicerContext) -> Any:
-        await context.abort(grpc.StatusCode.UNAUTHENTICATED, "missing or wrong token")
+    async def refuse_stream(request: object, context: Context) -> AsyncIterator[None]:
+        await refuse(request, context)
         yield None
 
     if handler is None:

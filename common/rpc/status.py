@@ -8,7 +8,7 @@ InternalError with the original's name, and its traceback goes to the log only.
 import functools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
 from google.rpc import status_pb2
@@ -18,6 +18,8 @@ from crescendo.common import errors
 from crescendo.proto.v1 import common_pb2
 
 log = logging.getLogger(__name__)
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 S = TypeVar("S")
 Q = TypeVar("Q")
@@ -78,7 +80,7 @@ def to_error(failure: grpc.RpcError) -> errors.CrescendoError:
     return errors.InternalError(f"{code.name}: {text}")
 
 
-async def _abort(context: grpc.aio.ServicerContext, error: BaseException, method: str) -> None:
+async def _abort(context: Context, error: BaseException, method: str) -> None:
     if not isinstance(error, errors.CrescendoError):
         log.exception("unexpected error in %s", method)
         error = errors.InternalError(f"{type(error).__name__} in {method}: {error}")
@@ -89,12 +91,12 @@ async def _abort(context: grpc.aio.ServicerContext, error: BaseException, method
 
 
 def guarded(
-    handler: Callable[[S, Q, grpc.aio.ServicerContext], Awaitable[A]],
-) -> Callable[[S, Q, grpc.aio.ServicerContext], Awaitable[A]]:
+    handler: Callable[[S, Q, Context], Awaitable[A]],
+) -> Callable[[S, Q, Context], Awaitable[A]]:
     """Wraps a unary handler method so that its errors travel typed."""
 
     @functools.wraps(handler)
-    async def wrapped(self: S, request: Q, context: grpc.aio.ServicerContext) -> A:
+    async def wrapped(self: S, request: Q, context: Context) -> A:
         try:
             return await handler(self, request, context)
         except Exception as error:
@@ -105,12 +107,12 @@ def guarded(
 
 
 def guarded_stream(
-    handler: Callable[[S, Q, grpc.aio.ServicerContext], AsyncIterator[A]],
-) -> Callable[[S, Q, grpc.aio.ServicerContext], AsyncIterator[A]]:
+    handler: Callable[[S, Q, Context], AsyncIterator[A]],
+) -> Callable[[S, Q, Context], AsyncIterator[A]]:
     """Wraps a server-streaming (or bidirectional) handler method likewise."""
 
     @functools.wraps(handler)
-    async def wrapped(self: S, request: Q, context: grpc.aio.ServicerContext) -> AsyncIterator[A]:
+    async def wrapped(self: S, request: Q, context: Context) -> AsyncIterator[A]:
         try:
             async for answer in handler(self, request, context):
                 yield answer
