@@ -1,0 +1,18 @@
+"""Generated files are what their generators would write now."""
+
+import subprocess
+import sys
+
+from tests.unit.repo.tree import ROOT
+
+
+def test_the_stubs_are_fresh() -> None:
+    ran = subprocess.run(
+        [sys.executable, "proto/generate.py", "--check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
