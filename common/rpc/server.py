@@ -13,7 +13,8 @@ from crescendo.common.errors import EnvironmentProblem
 from crescendo.common.rpc.channel import OPTIONS
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+# grpc's classes take type arguments in its stubs only, hence the quotes.
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 
 OPEN_METHODS = ("/grpc.health.v1.Health/", "/grpc.reflection.")
 
@@ -26,9 +27,9 @@ class _TokenGuard(grpc.aio.ServerInterceptor):
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> Handler | None:
+    ) -> Handler:
         given = dict(handler_call_details.invocation_metadata or ()).get("authorization", "")
         is_open = handler_call_details.method.startswith(OPEN_METHODS)
         text = given.decode("latin-1") if isinstance(given, bytes) else given
@@ -38,7 +39,7 @@ class _TokenGuard(grpc.aio.ServerInterceptor):
         return _refusing(handler)
 
 
-def _refusing(handler: Handler | None) -> Handler | None:
+def _refusing(handler: Handler) -> Handler:
     async def refuse(_request: object, context: Context) -> None:
         await context.abort(grpc.StatusCode.UNAUTHENTICATED, "missing or wrong token")
 
