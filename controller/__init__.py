@@ -1,0 +1,1 @@
+"""The run: loop, scoring loop, stages, curriculum, leases, recovery, launch."""

@@ -112,6 +112,7 @@ class SftStepConfig:
 
     steps: int = setting(100, "optimizer steps", at_least=1)
     batch_size: int = setting(32, "examples a step", at_least=1)
+    commit_every_steps: int = setting(0, "steps between commits; 0 commits at the end only", unit="steps", at_least=0)
     learning_rate: LearningRateConfig = setting(LearningRateConfig, "schedule")
     optimizer: AdamWConfig = setting(AdamWConfig, "optimizer")
     data: DataSourceConfig = setting(DataSourceConfig, "demonstrations: columns question and response, or a task")

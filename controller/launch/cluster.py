@@ -1,0 +1,130 @@
+"""Ray as the run uses it: a local or given cluster, placement of service actors, and their end."""
+
+import asyncio
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from crescendo.common.config.schema import PlacementConfig
+from crescendo.common.errors import CrescendoError, EnvironmentProblem, WorkerLostError, WorkerStartError
+from crescendo.common.service import ServiceSpec
+from crescendo.controller.launch.actor import ServiceActor
+
+log = logging.getLogger(__name__)
+
+OBJECT_STORE_BYTES = 80 << 20  # nothing large travels through Ray
+TRAINER_SHARE = 0.4  # of a shared GPU, for Ray's book-keeping only
+ENGINE_SHARE = 0.4
+
+
+@dataclass
+class ActorHandle:
+    """A placed service actor."""
+
+    actor: Any
+    address: str
+    pid: int
+
+
+class Cluster:
+    """A connection to Ray. `RAY_ADDRESS` names an existing cluster (KubeRay's head); else one is started here."""
+
+    def __init__(self, placement: PlacementConfig, uses_gpu: bool) -> None:
+        self._placement = placement
+        self._uses_gpu = uses_gpu
+        self._group: PlacementGroup | None = None
+
+    async def connect(self, scratch: Path, deadline_s: float) -> None:
+        """Connects or starts Ray and reserves the devices; raises EnvironmentProblem or DeadlineError."""
+        await asyncio.wait_for(asyncio.to_thread(self._init, scratch), deadline_s)
+        if self._uses_gpu:
+            bundles = [{"GPU": 1, "CPU": 1}] * self._placement.num_devices
+            self._group = placement_group(bundles, strategy="PACK")
+            ready = await asyncio.to_thread(self._group.wait, deadline_s)
+            if not ready:
+                raise EnvironmentProblem(
+                    f"the cluster has not {self._placement.num_devices} free GPUs.",
+                    field="placement.num_devices",
+                    fix="Lower placement.num_devices or free GPUs; `ray status` shows them.",
+                )
+
+    def _init(self, scratch: Path) -> None:
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        address = os.environ.get("RAY_ADDRESS")
+        local: dict[str, Any] = {}
+        if address is None:
+            # More than the cores: actors here share them by lease, not by Ray's count.
+            local = {
+                "num_cpus": 16,
+                "include_dashboard": False,
+                "object_store_memory": OBJECT_STORE_BYTES,
+                "_temp_dir": str(scratch),
+            }
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="crescendo", **local)
+        except (RuntimeError, ConnectionError, OSError, ValueError) as error:
+            raise EnvironmentProblem(
+                f"Ray did not start: {error}", fix="See `crescendo doctor`; is memory or /dev/shm short?"
+            ) from error
+
+    async def start(self, spec: ServiceSpec, *, bundle: int, deadline_s: float) -> ActorHandle:
+        """Places an actor and starts its service. bundle: index of the device it works on."""
+        options: dict[str, Any] = {"num_cpus": 1, "max_restarts": 0, "max_task_retries": 0, "max_concurrency": 64}
+        if self._group is not None:
+            shares = {"trainer": TRAINER_SHARE, "rollout": ENGINE_SHARE}
+            spans_bundles = int(spec.options.get("tensor_parallel", "1")) > 1 and spec.role == "rollout"
+            options["num_gpus"] = 0 if spans_bundles else shares[spec.role]
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
+                self._group, placement_group_bundle_index=bundle, placement_group_capture_child_tasks=True
+            )
+        actor = ray.remote(ServiceActor).options(**options).remote()
+        try:
+            address = await asyncio.wait_for(_result(actor.start.remote(spec.to_json())), deadline_s)
+            pid = await asyncio.wait_for(_result(actor.process_id.remote()), deadline_s)
+        except TimeoutError:
+            self.kill(actor)
+            raise WorkerStartError(
+                f"{spec.worker_id} was not ready within {deadline_s:.0f} s.",
+                field="deadlines.start_s",
+                fix=f"See logs/{spec.worker_id}.log in the run folder; raise deadlines.start_s if it was only slow.",
+            ) from None
+        except BaseException:
+            self.kill(actor)
+            raise
+        return ActorHandle(actor, address, pid)
+
+    def kill(self, actor: Any) -> None:
+        """Ends an actor's process at once."""
+        try:
+            ray.kill(actor, no_restart=True)
+        except (ValueError, ray.exceptions.RayError) as error:
+            log.warning("an actor could not be killed: %s", error)
+
+    async def stop(self, handle: ActorHandle, grace_s: float) -> None:
+        """Drains the actor's service, then ends its process."""
+        try:
+            await asyncio.wait_for(_result(handle.actor.stop.remote(grace_s)), grace_s + 5)
+        except (CrescendoError, TimeoutError) as error:
+            log.warning("an actor did not drain: %s", error)
+        self.kill(handle.actor)
+
+    async def shutdown(self) -> None:
+        """Ends what was started here, the local Ray cluster included."""
+        await asyncio.to_thread(ray.shutdown)
+
+
+async def _result(reference: Any) -> Any:
+    """Awaits a Ray call; what the actor raised comes out as itself, a dead actor as WorkerLostError."""
+    try:
+        return await reference
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause if isinstance(error.cause, CrescendoError) else None
+        raise cause or WorkerStartError(str(error).strip().splitlines()[-1]) from error
+    except ray.exceptions.RayActorError as error:
+        raise WorkerLostError(f"the process ended: {str(error).strip().splitlines()[0]}") from error

@@ -1,0 +1,1 @@
+"""The run itself: iterations and what they are made of."""

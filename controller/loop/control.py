@@ -1,0 +1,43 @@
+"""What people asked of the run, and how the loop notices: flags that are read between and within phases."""
+
+import asyncio
+
+
+class Control:
+    """Verbs set it, the loop reads it. Lives on the controller's event loop."""
+
+    def __init__(self) -> None:
+        self.stop_requested = False
+        self.commit_on_stop = True
+        self.promote_to: str | None = None
+        self.commit_requested = False
+        self._running = asyncio.Event()
+        self._running.set()
+
+    @property
+    def paused(self) -> bool:
+        """Whether the run should stand still."""
+        return not self._running.is_set()
+
+    @property
+    def interrupting(self) -> bool:
+        """Whether a phase that can be parked should be."""
+        return self.stop_requested or self.paused
+
+    def pause(self) -> None:
+        """Stands still at the next safe point; running responses are parked."""
+        self._running.clear()
+
+    def resume(self) -> None:
+        """Goes on."""
+        self._running.set()
+
+    def stop(self, *, commit: bool) -> None:
+        """Ends the run at the next safe point; it can be resumed later."""
+        self.stop_requested = True
+        self.commit_on_stop = commit
+        self._running.set()
+
+    async def wait_while_paused(self) -> None:
+        """Returns when the run may go on (a pause has no deadline: a person ends it)."""
+        await self._running.wait()

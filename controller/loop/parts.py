@@ -1,0 +1,154 @@
+"""The collaborators of the loop, and what needs several of them: switches, commits, rollbacks, status."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from crescendo.buffer import ExperienceBuffer
+from crescendo.common.config.rl import RlStepConfig
+from crescendo.common.config.schema import Config
+from crescendo.common.errors import CheckpointError
+from crescendo.common.runfolder import RunFolder
+from crescendo.common.tokenizer import Tokenizer
+from crescendo.controller.launch import Fleet
+from crescendo.controller.loop.board import Board
+from crescendo.controller.loop.commits import Commits, Manifest, list_manifests
+from crescendo.controller.loop.control import Control
+from crescendo.controller.loop.lease import DeviceLease, LeaseState
+from crescendo.controller.loop.rollouts import Rollouts
+from crescendo.controller.loop.scoring import ScoringLoop
+from crescendo.controller.loop.state import RunState
+from crescendo.controller.loop.sync import SyncFacts, WeightSync
+from crescendo.controller.loop.validation import Validation
+from crescendo.controller.stages import StageScheduler, Transition, nearest_commit
+from crescendo.proto.v1 import common_pb2, controller_pb2
+
+PACE_SMOOTHING = 0.2  # weight of the newest iteration in the expected seconds an iteration
+
+
+@dataclass
+class Parts:
+    """One step's collaborators. prompts: training prompts by curriculum index; prompt_index: id to index."""
+
+    config: Config
+    step: RlStepConfig
+    folder: RunFolder
+    fleet: Fleet
+    buffer: ExperienceBuffer
+    lease: DeviceLease
+    board: Board
+    control: Control
+    state: RunState
+    sync: WeightSync
+    rollouts: Rollouts
+    scoring: ScoringLoop
+    validation: Validation
+    commits: Commits
+    tokenizer: Tokenizer
+    prompts: Sequence[common_pb2.Prompt]
+    prompt_index: Mapping[str, int] = field(default_factory=dict)
+    _pace_s: float = 0.0
+
+    async def switch_to_training(self) -> None:
+        """Engines let go of the devices, proven; the trainer takes them."""
+        await self.lease.move(LeaseState.RECLAIMING)
+        await self.lease.release_engines(self.fleet.engines)
+        await self.lease.move(LeaseState.TRAIN)
+        await self.lease.acquire_trainer(self.fleet.trainer)
+
+    async def switch_to_rollout(self) -> SyncFacts:
+        """The newest weights reach every engine, attested; the trainer lets go, proven."""
+        state = self.state
+        await self.lease.move(LeaseState.OFFLOADING)
+        await self.lease.move(LeaseState.PUBLISHING)
+        await self.lease.acquire_engines(self.fleet.engines)
+        publish_s = 0.0
+        if self.sync.manifest.version != state.weight_version:
+            record = await self.buffer.weights(state.weight_version)
+            publish_s = await self.sync.publish(
+                self.fleet.trainer,
+                version=state.weight_version,
+                parent=record.parent if record else 0,
+                branch=state.branch,
+                iteration=state.iteration,
+            )
+        facts = await self.sync.admit(self.fleet.engines)
+        await self.sync.retire(self.fleet.trainer)
+        await self.lease.release_trainer(self.fleet.trainer)
+        await self.lease.move(LeaseState.ROLLOUT)
+        facts.publish_s = publish_s
+        return facts
+
+    async def commit(self, protect_from: int | None = None) -> Manifest:
+        """Commits the state as it stands."""
+        state = self.state
+        state.seconds = dict(self.board.seconds)
+        return await self.commits.commit(
+            self.fleet.trainer,
+            branch=state.branch,
+            iteration=state.iteration,
+            weight_version=state.weight_version,
+            state=state.to_dict(),
+            keep=self.step.checkpoints.keep,
+            protect_from=protect_from,
+        )
+
+    async def roll_back(self, transition: Transition) -> None:
+        """Goes back to the commit nearest to the transition's target, on a new branch.
+
+        The ledger never rewinds: groups consumed after that commit become abandoned. Raises CheckpointError
+        when no commit of the stage is left to return to.
+        """
+        manifests = {m.iteration: m for m in list_manifests(self.folder) if m.branch == self.state.branch}
+        target = nearest_commit(transition.rollback_iteration, manifests)
+        if target is None:
+            raise CheckpointError(
+                f"the gate of stage {transition.from_stage} returns to iteration {transition.rollback_iteration}, "
+                "but no commit is left.",
+                fix="Lower rl.checkpoints.every_iterations.",
+            )
+        manifest = manifests[target]
+        branch = await self.buffer.open_branch(
+            self.lease.fence, parent=self.state.branch, from_iteration=target, drop_partials=True
+        )
+        await self.commits.load(self.fleet.trainer, manifest, manifest.weight_version)
+        self.state.branch = branch
+        self.state.weight_version = manifest.weight_version
+        self.state.optimizer_step = int(manifest.state["optimizer_step"])
+        self.board.event(
+            "branch.opened", f"branch {branch} starts from iteration {target} ({transition.rollback})", target=target
+        )
+        await self._serve_restored()
+
+    async def _serve_restored(self) -> None:
+        await self.lease.move(LeaseState.RECLAIMING)
+        await self.lease.release_engines(self.fleet.engines)
+        await self.lease.move(LeaseState.TRAIN)
+        await self.switch_to_rollout()
+
+    def eta_s(self, stages: StageScheduler, iteration: int, seconds: float) -> float:
+        """Seconds until every later stage's max_iterations: the longest the run may still take."""
+        self._pace_s = seconds if not self._pace_s else self._pace_s + PACE_SMOOTHING * (seconds - self._pace_s)
+        later = sum(stage.max_iterations for stage in self.step.stages[stages.index + 1 :])
+        here = stages.stage.max_iterations - (iteration - stages.entered_iteration + 1)
+        return self._pace_s * (max(0, here) + later)
+
+    def show_stages(self, stages: StageScheduler) -> None:
+        """Copies the scheduler's view into the status."""
+        status = self.board.status
+        del status.stages[:]
+        for config, record in zip(self.step.stages, stages.records, strict=True):
+            is_current = record.name == stages.stage.name and not stages.finished
+            shown = controller_pb2.StageStatus(
+                name=record.name,
+                state="active" if is_current else "done" if record.left_by else "waiting",
+                max_response_tokens=config.max_response_tokens,
+                entered_iteration=record.entered_iteration,
+                left_by=record.left_by,
+                accuracy=record.accuracy or 0.0,
+                gate=config.gate.name,
+                gate_report=stages.gate_report().reason if is_current else "",
+            )
+            status.stages.append(shown)
+        status.max_iterations = sum(stage.max_iterations for stage in self.step.stages)
+        del status.workers[:]
+        status.workers.extend(worker.status for worker in self.fleet.workers.values() if worker.client is not None)

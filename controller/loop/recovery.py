@@ -1,0 +1,109 @@
+"""Restoring a run: at the start of a controller, and in the middle after a lost worker.
+
+    newest manifest -> trainer loads the checkpoint -> recorded batches above it are trained again, in order
+
+Nothing is generated again: a recorded batch names trajectories that lie in the buffer. Weights made so get new
+versions with their parents named. Groups that were opened but not recorded are simply still open.
+"""
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from crescendo.common.telemetry import read_jsonl
+from crescendo.controller.loop import batches
+from crescendo.controller.loop.commits import Manifest, list_manifests
+from crescendo.controller.loop.run import Reinforcement
+from crescendo.controller.loop.state import RunState
+from crescendo.controller.stages import IterationFacts
+from crescendo.proto.v1 import trainer_pb2
+
+if TYPE_CHECKING:
+    from crescendo.controller.loop.session import Session
+
+CHECK_TIMEOUT_S = 10.0
+
+
+async def restore_trainer(session: "Session") -> None:
+    """Gives the trainer the newest commit, or the initial policy when there is none."""
+    manifests = await asyncio.to_thread(list_manifests, session.folder)
+    if not manifests:
+        await _load_initial(session)
+        return
+    manifest = manifests[-1]
+    session.state = RunState.from_dict(manifest.state)
+    session.board.seconds.update(session.state.seconds)
+    await _load_model(session, 0)
+    await session.commits.load(session.fleet.trainer, manifest, manifest.weight_version)
+    await session.buffer.commit(session.lease.fence, manifest.branch, manifest.iteration, _name(manifest))
+    session.board.status.committed_iteration = manifest.iteration
+    session.board.event("run.restored", f"from commit {manifest.sequence}, iteration {manifest.iteration}")
+    for index in range(session.config.rollout.num_engines):
+        await session.buffer.release_worker(session.lease.fence, f"rollout-{index}")
+
+
+async def _load_initial(session: "Session") -> None:
+    version = await session.buffer.next_version(session.lease.fence, parent=0, branch=0, iteration=0)
+    await _load_model(session, version)
+    session.state = RunState(weight_version=version)
+
+
+async def _load_model(session: "Session", version: int) -> None:
+    request = trainer_pb2.LoadModelRequest(
+        fence=session.lease.fence, path=str(session.folder.model.resolve()), weight_version=version
+    )
+    await session.fleet.trainer.call("LoadModel", request, timeout_s=session.config.deadlines.start_s)
+
+
+def _name(manifest: Manifest) -> str:
+    return f"commit-{manifest.sequence:08d}.json"
+
+
+async def replay(loop: Reinforcement) -> None:
+    """Trains recorded batches above the commit again and brings scheduler and curriculum up to them."""
+    parts = loop.parts
+    state = parts.state
+    accuracies = _validated(loop)
+    for batch in await parts.buffer.batches_after(state.branch, state.iteration):
+        version = await parts.buffer.next_version(
+            parts.lease.fence, parent=state.weight_version, branch=state.branch, iteration=batch.iteration
+        )
+        batch.parent_version, batch.new_version = state.weight_version, version
+        with parts.board.phase("train", batch.iteration):
+            await loop.step(batch)
+        groups = await parts.buffer.load_groups([group.group_id for group in batch.groups])
+        rewards = {
+            trajectory: reward
+            for group in batch.groups
+            for trajectory, reward in zip(group.trajectory_ids, group.rewards, strict=True)
+        }
+        facts = batches.facts_of(groups, rewards)
+        loop.remember_rates(groups)
+        state.iteration = batch.iteration
+        accuracy = accuracies.get((state.branch, batch.iteration))
+        transition = loop.stages.observe(
+            IterationFacts(batch.iteration, facts.reward, facts.length, facts.clip_ratio, accuracy)
+        )
+        parts.board.event("batch.retrained", f"iteration {batch.iteration} from the redo log", version=version)
+        if transition is not None:
+            await loop.leave_stage(transition)
+
+
+def _validated(loop: Reinforcement) -> dict[tuple[int, int], float]:
+    """Validation accuracies that the run folder's metrics remember, by branch and iteration."""
+    return {
+        (int(row.get("branch", 0)), int(row["iteration"])): float(row["validation_accuracy"])
+        for row in read_jsonl(loop.parts.folder.metrics)
+        if "validation_accuracy" in row and "branch" in row
+    }
+
+
+async def recover(session: "Session", failed: Reinforcement) -> Reinforcement:
+    """Replaces what is lost, fences out what is not, restores, and returns a loop that can go on."""
+    with session.board.phase("recover", session.state.iteration):
+        lost = await session.fleet.check(CHECK_TIMEOUT_S)
+        await session.fleet.heal(lost)
+        for worker in lost:
+            session.board.event("worker.replaced", f"{worker.worker_id} was lost and is replaced", severity="warning")
+        await session.lease.take_over()
+        await restore_trainer(session)
+        return session.rebuild_loop(failed.parts.step)

@@ -1,0 +1,165 @@
+"""The scoring loop: finished trajectories to the reward service, components back into the buffer.
+
+It holds no device and runs beside rollout and training. Waits for: finished trajectories (a wake-up key).
+Unblocks: complete groups. A fault of the service is retried, then the trajectory is excluded with its reason
+and counted; it is never a score of 0.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from crescendo.buffer import Claim, ExperienceBuffer, Scored
+from crescendo.common.config.rl import StageConfig
+from crescendo.common.config.schema import Config
+from crescendo.common.errors import CrescendoError, DeadlineError, StaleFenceError
+from crescendo.common.tokenizer import Tokenizer
+from crescendo.common.types import TrajectoryId
+from crescendo.controller.launch import Fleet
+from crescendo.controller.loop.board import Board
+from crescendo.controller.loop.lease import DeviceLease
+from crescendo.proto.v1 import common_pb2, reward_pb2
+
+log = logging.getLogger(__name__)
+
+BATCH_ITEMS = 256
+WAIT_S = 0.5
+SETTLE_POLL_S = 0.01
+FAULT_BACKOFF_S = 0.2
+
+
+def chain_of(config: Config, domain: str, stage: StageConfig | None) -> list[reward_pb2.ScorerSpec]:
+    """The reward chain of a domain with the stage's weights."""
+    weights = stage.reward_weights if stage else {}
+    return [
+        reward_pb2.ScorerSpec(name=link.scorer, weight=weights.get(link.scorer, link.weight), options=link.options)
+        for link in config.rewards.chains[domain]
+    ]
+
+
+@dataclass
+class ScoringLoop:
+    """`start` it once; `settle` waits until everything finished so far is scored."""
+
+    config: Config
+    fleet: Fleet
+    buffer: ExperienceBuffer
+    lease: DeviceLease
+    board: Board
+    tokenizer: Tokenizer
+    stage: StageConfig | None = None
+    num_excluded: int = 0
+    _in_flight: int = 0
+    _task: asyncio.Task[None] | None = field(default=None)
+
+    def start(self) -> None:
+        """Begins to score in the background."""
+        self._task = asyncio.create_task(self._run(), name="scoring")
+
+    async def stop(self) -> None:
+        """Ends the loop; what it had taken is handed out again later."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    async def settle(self, deadline_s: float) -> None:
+        """Waits until no finished trajectory is unscored; raises DeadlineError, or what ended the loop."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + deadline_s
+        while self._in_flight or (await self.buffer.counts()).get("trajectories.finished", 0):
+            if self._task is not None and self._task.done():
+                self._task.result()
+            if loop.time() > deadline:
+                raise DeadlineError(
+                    f"scores were still missing after {deadline_s:.0f} s.",
+                    field="deadlines.scoring_s",
+                    fix="See logs/reward-0.log and logs/executor-0.log.",
+                )
+            await asyncio.sleep(SETTLE_POLL_S)
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                claims = await self.buffer.claim_finished(self.lease.fence, limit=BATCH_ITEMS, wait_s=WAIT_S)
+                if claims:
+                    await self._score(claims)
+            except StaleFenceError as error:
+                # The lease moved while we waited; a newer controller would have a higher epoch.
+                log.info("scoring retries with the new fence: %s", error)
+                await asyncio.sleep(SETTLE_POLL_S)
+            except CrescendoError as error:
+                if not error.retryable:
+                    raise
+                self.board.event("scoring.retried", str(error), severity="warning")
+                await asyncio.sleep(FAULT_BACKOFF_S)
+
+    async def _score(self, claims: Sequence[Claim]) -> None:
+        self._in_flight += len(claims)
+        try:
+            waiting = {claim.trajectory.trajectory_id: claim for claim in claims}
+            for attempt in range(1, self.config.reward_service.attempts + 1):
+                results = await self._request(list(waiting.values()))
+                good = {result.item_id: result for result in results if not result.HasField("fault")}
+                scored = [
+                    Scored(claim.trajectory.trajectory_id, tuple(good[claim.trajectory.trajectory_id].components))
+                    for claim in waiting.values()
+                    if claim.trajectory.trajectory_id in good
+                ]
+                if scored:
+                    await self.buffer.score(self.lease.fence, scored)
+                waiting = {key: claim for key, claim in waiting.items() if key not in good}
+                if not waiting:
+                    return
+                await asyncio.sleep(FAULT_BACKOFF_S * attempt)
+            await self._exclude({r.item_id: r.fault.message for r in results if r.item_id in waiting}, waiting)
+        finally:
+            self._in_flight -= len(claims)
+
+    async def _request(self, claims: Sequence[Claim]) -> list[reward_pb2.ScoreResult]:
+        item_s = self.config.reward_service.item_deadline_s
+        request = reward_pb2.ScoreRequest(items=[self._item(claim) for claim in claims], deadline_seconds=item_s)
+        timeout_s = self.config.deadlines.scoring_s
+        answer = await self.fleet.reward.call("Score", request, timeout_s=timeout_s, attempts=3)
+        return list(answer.results)
+
+    def _item(self, claim: Claim) -> reward_pb2.ScoreItem:
+        trajectory, prompt = claim.trajectory, claim.prompt
+        return score_item(
+            trajectory.trajectory_id,
+            self.tokenizer.decode(trajectory.token_ids.tolist()),
+            prompt,
+            chain_of(self.config, prompt.domain, self.stage),
+            trajectory.finish_reason,
+            trajectory.num_tokens,
+        )
+
+    async def _exclude(self, reasons: dict[str, str], waiting: dict[TrajectoryId, Claim]) -> None:
+        for key, claim in waiting.items():
+            reason = f"reward: {reasons.get(key, 'no answer')}"
+            await self.buffer.drop_trajectory(self.lease.fence, claim.trajectory.trajectory_id, reason)
+            self.num_excluded += 1
+            self.board.event("trajectory.excluded", f"{key}: {reason}", severity="warning")
+
+
+def score_item(
+    item_id: str,
+    response: str,
+    prompt: common_pb2.Prompt,
+    chain: list[reward_pb2.ScorerSpec],
+    finish_reason: common_pb2.FinishReason.ValueType,
+    num_tokens: int,
+) -> reward_pb2.ScoreItem:
+    """What the reward service is told about one response."""
+    text = "".join(part.text for part in prompt.parts)
+    return reward_pb2.ScoreItem(
+        item_id=item_id,
+        response=response.encode("utf-8", errors="replace"),
+        prompt=text.encode(),
+        gold_answers=prompt.gold_answers,
+        metadata=dict(prompt.metadata),
+        chain=chain,
+        finish_reason=finish_reason,
+        num_tokens=num_tokens,
+    )
