@@ -75,7 +75,8 @@ class Tokenizer:
         try:
             ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         except Exception as error:  # the package raises nothing narrower
-            raise DataError(f"the tokenizer cannot encode the text: {error}.", field="text") from error
+            reason = str(error).rstrip(".")
+            raise DataError(f"the tokenizer cannot encode the text: {reason}.", field="text") from error
         return ids
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
