@@ -1,0 +1,24 @@
+"""Engines by name. The modules are imported when they are asked for: vLLM takes seconds and much memory."""
+
+from crescendo.common.errors import ConfigError
+from crescendo.rollout.engine.base import Engine
+from crescendo.rollout.engine.settings import EngineSettings
+
+ENGINES = ("vllm", "scripted")
+
+
+def make_engine(name: str, settings: EngineSettings) -> Engine:
+    """Builds an engine on the calling thread, which then owns it. Raises ConfigError on an unknown name."""
+    if name == "vllm":
+        from crescendo.rollout.engine.vllm_engine import VllmEngine
+
+        return VllmEngine(settings)
+    if name == "scripted":
+        from crescendo.rollout.engine.scripted import ScriptedEngine
+
+        return ScriptedEngine(settings)
+    raise ConfigError(
+        f"rollout.engine is {name!r}; it must be one of {', '.join(ENGINES)}.",
+        field="rollout.engine",
+        fix="Use vllm.",
+    )
