@@ -379,7 +379,10 @@ class ExecuteRequest(_message.Message):
 
     ITEMS_FIELD_NUMBER: _builtins.int
     DEADLINE_SECONDS_FIELD_NUMBER: _builtins.int
+    FRESH_FIELD_NUMBER: _builtins.int
     deadline_seconds: _builtins.float
+    fresh: _builtins.bool
+    """each item in a worker that has graded nothing before"""
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScoreItem]: ...
     def __init__(
@@ -387,10 +390,11 @@ class ExecuteRequest(_message.Message):
         *,
         items: _abc.Iterable[Global___ScoreItem] | None = ...,
         deadline_seconds: _builtins.float = ...,
+        fresh: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_seconds", b"deadline_seconds", "items", b"items"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_seconds", b"deadline_seconds", "fresh", b"fresh", "items", b"items"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -466,3 +470,69 @@ class GetExecutorStatusResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetExecutorStatusResponse: _TypeAlias = GetExecutorStatusResponse  # noqa: Y015
+
+@_typing.final
+class WorkerTask(_message.Message):
+    """WorkerTask and WorkerAnswer are what the executor and its worker processes say over a pipe, each with its
+    length before it. Answers come in the order of the tasks.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    ITEM_FIELD_NUMBER: _builtins.int
+    DEADLINE_SECONDS_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    deadline_seconds: _builtins.float
+    @_builtins.property
+    def item(self) -> Global___ScoreItem: ...
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        item: Global___ScoreItem | None = ...,
+        deadline_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["item", b"item"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_seconds", b"deadline_seconds", "item", b"item", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkerTask: _TypeAlias = WorkerTask  # noqa: Y015
+
+@_typing.final
+class WorkerAnswer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    COMPONENTS_FIELD_NUMBER: _builtins.int
+    FAULT_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    RETIRE_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    seconds: _builtins.float
+    retire: _builtins.bool
+    """the worker does not trust itself any more (it ran out of memory)"""
+    @_builtins.property
+    def components(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.RewardComponent]: ...
+    @_builtins.property
+    def fault(self) -> _common_pb2.ErrorDetail:
+        """the item's chain cannot be applied"""
+
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        components: _abc.Iterable[_common_pb2.RewardComponent] | None = ...,
+        fault: _common_pb2.ErrorDetail | None = ...,
+        seconds: _builtins.float = ...,
+        retire: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fault", b"fault"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["components", b"components", "fault", b"fault", "retire", b"retire", "seconds", b"seconds", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkerAnswer: _TypeAlias = WorkerAnswer  # noqa: Y015

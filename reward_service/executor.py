@@ -1,0 +1,118 @@
+"""The executor: ExecutorService over a worker pool. No token, no secret; reached by the reward process only.
+
+Started by entry point `executor`. It holds model text as bytes and hands it to workers; `stop` lets running
+calls end, then kills every process below it.
+"""
+
+import os
+import time
+
+import psutil
+
+from crescendo.common.errors import RequestError
+from crescendo.common.rpc import Server, guarded, serve
+from crescendo.common.rpc.status import Context
+from crescendo.common.service import ServiceSpec
+from crescendo.proto.v1 import common_pb2, reward_pb2, reward_pb2_grpc
+from crescendo.reward_service.service_options import MIB, ServiceOptions
+from crescendo.reward_service.workers import Pool, confine
+
+SERVICE = "crescendo.v1.ExecutorService"
+
+
+class ExecutorServicer(reward_pb2_grpc.ExecutorServiceServicer):
+    """The calls of ExecutorService."""
+
+    def __init__(self, worker_id: str, pool: Pool, default_deadline_s: float) -> None:
+        self._worker_id = worker_id
+        self._pool = pool
+        self._default_deadline_s = default_deadline_s
+        self._started_s = time.monotonic()
+
+    @guarded
+    async def Execute(self, request: reward_pb2.ExecuteRequest, context: Context) -> reward_pb2.ExecuteResponse:
+        """Grades items; raises OverloadError when the queue is full."""
+        deadline_s = request.deadline_seconds or self._default_deadline_s
+        if not 0 < deadline_s < float("inf"):
+            raise RequestError(f"deadline_seconds is {deadline_s}; it must be above 0.", field="deadline_seconds")
+        results = await self._pool.grade(request.items, deadline_s, fresh=request.fresh)
+        return reward_pb2.ExecuteResponse(results=results)
+
+    @guarded
+    async def GetStatus(
+        self, request: reward_pb2.GetExecutorStatusRequest, context: Context
+    ) -> reward_pb2.GetExecutorStatusResponse:
+        """Health of the pool, and which sandbox it is."""
+        counters = self._pool.counters
+        return reward_pb2.GetExecutorStatusResponse(
+            worker=worker_status(self._worker_id, "executor", self._started_s, counters.progress_s),
+            num_workers=self._pool.num_workers,
+            num_killed=counters.num_killed,
+            num_recycled=counters.num_recycled,
+            boundary=confine.BOUNDARY,
+            jail=confine.JAIL,
+        )
+
+
+def worker_status(worker_id: str, role: str, started_s: float, progress_s: float) -> common_pb2.WorkerStatus:
+    """What this process tells about itself. started_s, progress_s: monotonic times."""
+    now_s = time.monotonic()
+    return common_pb2.WorkerStatus(
+        worker_id=worker_id,
+        role=role,
+        state="serving",
+        uptime_seconds=now_s - started_s,
+        resident_bytes=psutil.Process().memory_info().rss,
+        pid=os.getpid(),
+        progress_age_seconds=now_s - progress_s,
+    )
+
+
+class RunningExecutor:
+    """A started executor (see common.service.RunningService)."""
+
+    def __init__(self, server: Server, pool: Pool) -> None:
+        self._server = server
+        self.pool = pool
+
+    @property
+    def address(self) -> str:
+        """host:port."""
+        return self._server.address
+
+    async def stop(self, grace_s: float) -> None:
+        """Running calls end within grace_s; then every worker is killed."""
+        await self._server.stop(grace_s)
+        await self.pool.close()
+
+
+async def start(spec: ServiceSpec) -> RunningExecutor:
+    """Starts the executor; raises ConfigError on bad options, RequestError if it is given a secret."""
+    for name, value in (("token", spec.token), ("buffer_url", spec.buffer_url)):
+        if value:
+            raise RequestError(
+                f"the executor was given a {name}; it reads model text and must hold no secret.",
+                field=name,
+                fix=f"Start it with an empty {name}.",
+            )
+    options = ServiceOptions.parse(spec.options)
+    pool = Pool(
+        num_workers=options.grading.workers,
+        memory_bytes=options.grading.worker_memory_mib * MIB,
+        recycle_after=options.grading.recycle_after,
+        modules=options.preload,
+        max_queued=options.listen.max_queued_items,
+    )
+    await pool.start()
+    servicer = ExecutorServicer(spec.worker_id, pool, options.grading.item_deadline_s)
+    try:
+        server = await serve(
+            lambda grpc_server: reward_pb2_grpc.add_ExecutorServiceServicer_to_server(servicer, grpc_server),
+            [SERVICE],
+            host=options.listen.host,
+            port=options.listen.port,
+        )
+    except BaseException:
+        await pool.close()
+        raise
+    return RunningExecutor(server, pool)

@@ -1,0 +1,202 @@
+"""The reward process: RewardService. Token, limits, retries, group-wise rewards; model text is opaque bytes.
+
+Started by entry point `reward` with the executor's address in spec.address. `stop` refuses new calls, lets
+running ones end and waits for second gradings.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from crescendo.common.errors import ConfigError, RequestError
+from crescendo.common.rpc import Client, Endpoint, Server, guarded, serve, to_detail
+from crescendo.common.rpc.status import Context
+from crescendo.common.service import ServiceSpec
+from crescendo.proto.v1 import reward_pb2, reward_pb2_grpc
+from crescendo.reward_service.dispatch import Dispatcher, refuse_overload, worst_case_s
+from crescendo.reward_service.executor import worker_status
+from crescendo.reward_service.scorers import GROUP_SCORERS, SCORERS, check_chain, resolve_group_chain
+from crescendo.reward_service.scorers.groups import score_group
+from crescendo.reward_service.service_options import MIB, ServiceOptions
+
+SERVICE = "crescendo.v1.RewardService"
+CALL_ATTEMPTS = 3
+MAX_KNOWN_CHAINS = 1024
+MIN_RETRY_S = 0.2
+MAX_RETRY_S = 10.0
+
+
+class ExecutorClient:
+    """The executor over gRPC."""
+
+    def __init__(self, address: str) -> None:
+        self._client = Client(Endpoint(address), reward_pb2_grpc.ExecutorServiceStub)
+
+    async def execute(
+        self, items: Sequence[reward_pb2.ScoreItem], deadline_s: float, timeout_s: float, *, fresh: bool
+    ) -> Sequence[reward_pb2.ScoreResult]:
+        """Results in order; raises WorkerLostError, OverloadError or DeadlineError after a few attempts."""
+        request = reward_pb2.ExecuteRequest(items=items, deadline_seconds=deadline_s, fresh=fresh)
+        response: reward_pb2.ExecuteResponse = await self._client.call(
+            self._client.stub.Execute, request, timeout_s=timeout_s, attempts=CALL_ATTEMPTS
+        )
+        return response.results
+
+    async def close(self) -> None:
+        """Ends the channel."""
+        await self._client.close()
+
+
+class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
+    """The calls of RewardService."""
+
+    def __init__(self, worker_id: str, dispatcher: Dispatcher, options: ServiceOptions) -> None:
+        self._worker_id = worker_id
+        self._dispatcher = dispatcher
+        self._options = options
+        self._known_chains: set[bytes] = set()
+        self._num_items = 0
+        self._num_bytes = 0
+        self._items_per_s = 0.0
+        self._started_s = self._progress_s = time.monotonic()
+
+    @guarded
+    async def Score(self, request: reward_pb2.ScoreRequest, context: Context) -> reward_pb2.ScoreResponse:
+        """Scores items; raises RequestError on a wrong chain, OverloadError with a delay when full."""
+        deadline_s = request.deadline_seconds or self._options.grading.item_deadline_s
+        if not 0 < deadline_s < float("inf"):
+            raise RequestError(f"deadline_seconds is {deadline_s}; it must be above 0.", field="deadline_seconds")
+        for item in request.items:
+            self._check_chain(item)
+        results = {i: refusal for i, item in enumerate(request.items) if (refusal := self._refusal(item))}
+        accepted = [(i, item) for i, item in enumerate(request.items) if i not in results]
+        items = [item for _, item in accepted]
+        with self._admitted(items):
+            timeout_s = self._timeout_s(context, len(items), deadline_s)
+            scored = await self._dispatcher.score(items, deadline_s, timeout_s)
+        results.update({i: result for (i, _), result in zip(accepted, scored, strict=True)})
+        return reward_pb2.ScoreResponse(results=[results[i] for i in range(len(request.items))])
+
+    @guarded
+    async def ScoreGroups(
+        self, request: reward_pb2.ScoreGroupsRequest, context: Context
+    ) -> reward_pb2.ScoreGroupsResponse:
+        """Applies group-wise scorers; raises RequestError on a wrong chain."""
+        chain = resolve_group_chain(request.chain)
+        weights = [spec.weight for spec in request.chain]
+        results = [
+            reward_pb2.ScoreResult(item_id=member.item_id, components=components)
+            for group in request.groups
+            for member, components in zip(group.members, score_group(group.members, chain, weights), strict=True)
+        ]
+        return reward_pb2.ScoreGroupsResponse(results=results)
+
+    @guarded
+    async def GetStatus(
+        self, request: reward_pb2.GetRewardStatusRequest, context: Context
+    ) -> reward_pb2.GetRewardStatusResponse:
+        """Counts since the start, and the scorers by name."""
+        counters = self._dispatcher.counters
+        return reward_pb2.GetRewardStatusResponse(
+            worker=worker_status(self._worker_id, "reward", self._started_s, self._progress_s),
+            scorers=sorted({*SCORERS, *GROUP_SCORERS}),
+            num_scored=counters.num_scored,
+            num_faults=counters.num_faults,
+            num_regraded=counters.num_regraded,
+            num_disagreements=counters.num_disagreements,
+        )
+
+    def _check_chain(self, item: reward_pb2.ScoreItem) -> None:
+        key = b"\0".join(spec.SerializeToString(deterministic=True) for spec in item.chain)
+        if key in self._known_chains:
+            return
+        check_chain(item.chain)
+        if len(self._known_chains) < MAX_KNOWN_CHAINS:
+            self._known_chains.add(key)
+
+    def _refusal(self, item: reward_pb2.ScoreItem) -> reward_pb2.ScoreResult | None:
+        limit = self._options.listen.max_response_mib * MIB
+        size = len(item.response)
+        if size <= limit:
+            return None
+        error = RequestError(
+            f"the response of item {item.item_id} has {size} bytes; the limit is {limit}.", field="response"
+        )
+        return reward_pb2.ScoreResult(item_id=item.item_id, fault=to_detail(error))
+
+    @contextmanager
+    def _admitted(self, items: Sequence[reward_pb2.ScoreItem]) -> Iterator[None]:
+        """Counts items as held while they are scored; raises OverloadError when that is too much."""
+        num_bytes = sum(len(item.response) + len(item.prompt) for item in items)
+        listen = self._options.listen
+        wait_s = self._num_items / self._items_per_s if self._items_per_s else MIN_RETRY_S
+        refuse_overload(
+            self._num_items + len(items),
+            self._num_bytes + num_bytes,
+            listen.max_queued_items,
+            listen.max_queued_mib * MIB,
+            min(MAX_RETRY_S, max(MIN_RETRY_S, wait_s)),
+        )
+        started_s = time.monotonic()
+        self._num_items += len(items)
+        self._num_bytes += num_bytes
+        try:
+            yield
+            self._progress_s = time.monotonic()
+            self._items_per_s = len(items) / max(1e-6, self._progress_s - started_s)
+        finally:
+            self._num_items -= len(items)
+            self._num_bytes -= num_bytes
+
+    def _timeout_s(self, context: Context, num_items: int, deadline_s: float) -> float:
+        longest_s = worst_case_s(num_items, deadline_s, self._options.grading.attempts)
+        remaining_s = context.time_remaining()
+        return longest_s if remaining_s is None else min(longest_s, remaining_s)
+
+
+class RunningReward:
+    """A started reward process (see common.service.RunningService)."""
+
+    def __init__(self, server: Server, dispatcher: Dispatcher, client: ExecutorClient) -> None:
+        self._server = server
+        self._dispatcher = dispatcher
+        self._client = client
+
+    @property
+    def address(self) -> str:
+        """host:port."""
+        return self._server.address
+
+    async def stop(self, grace_s: float) -> None:
+        """Running calls end within grace_s, then second gradings in what is left of it."""
+        started_s = time.monotonic()
+        await self._server.stop(grace_s)
+        await self._dispatcher.close(grace_s - (time.monotonic() - started_s))
+        await self._client.close()
+
+
+async def start(spec: ServiceSpec) -> RunningReward:
+    """Starts the reward process; raises ConfigError on bad options or without token or executor address."""
+    for name, value in (("token", spec.token), ("address", spec.address)):
+        if not value:
+            raise ConfigError(
+                f"the reward service was started without {name}.",
+                field=name,
+                fix="Give the run's token, and the executor's host:port as address.",
+            )
+    options = ServiceOptions.parse(spec.options)
+    client = ExecutorClient(spec.address)
+    dispatcher = Dispatcher(client, options.grading.attempts, options.grading.regrade_share)
+    servicer = RewardServicer(spec.worker_id, dispatcher, options)
+    try:
+        server = await serve(
+            lambda grpc_server: reward_pb2_grpc.add_RewardServiceServicer_to_server(servicer, grpc_server),
+            [SERVICE],
+            token=spec.token,
+            host=options.listen.host,
+            port=options.listen.port,
+        )
+    except BaseException:
+        await client.close()
+        raise
+    return RunningReward(server, dispatcher, client)

@@ -1,0 +1,24 @@
+"""Scorers by name. `check_chain` tells whether a reward chain can be applied, without starting anything."""
+
+from crescendo.reward_service.scorers.base import GroupScorer, Outcome, Sample, Scorer
+from crescendo.reward_service.scorers.registry import (
+    GROUP_SCORERS,
+    SCORERS,
+    check_chain,
+    check_group_chain,
+    resolve_chain,
+    resolve_group_chain,
+)
+
+__all__ = [
+    "GROUP_SCORERS",
+    "SCORERS",
+    "GroupScorer",
+    "Outcome",
+    "Sample",
+    "Scorer",
+    "check_chain",
+    "check_group_chain",
+    "resolve_chain",
+    "resolve_group_chain",
+]

@@ -1,0 +1,55 @@
+"""What the two services read from ServiceSpec.options: the run file's `reward_service` block, and where to listen.
+
+Both take the same options, so that the controller passes one set to both.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from crescendo.common.config.schema import RewardServiceConfig
+from crescendo.common.errors import ConfigError
+from crescendo.reward_service.scorers import SCORERS
+from crescendo.reward_service.typed_options import option, parse_options
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class ListenOptions:
+    """Options besides those of RewardServiceConfig."""
+
+    host: str = option("127.0.0.1", "address to listen on")
+    port: int = option(0, "TCP port; 0 picks a free one", at_least=0, at_most=65535)
+    max_queued_items: int = option(65536, "items waiting or at work, beyond which calls are refused", at_least=1)
+    max_queued_mib: int = option(1024, "bytes of such items", unit="MiB", at_least=1)
+    max_response_mib: int = option(16, "a longer response is refused, item by item", unit="MiB", at_least=1)
+    scorers: str = option("", "scorers that will be used, comma-separated, to load their libraries ahead; empty: all")
+
+
+@dataclass(frozen=True)
+class ServiceOptions:
+    """All options of a service."""
+
+    grading: RewardServiceConfig
+    listen: ListenOptions
+
+    @classmethod
+    def parse(cls, given: Mapping[str, str]) -> "ServiceOptions":
+        """Reads ServiceSpec.options; raises ConfigError naming the option that is wrong."""
+        of_listen = {field.name for field in fields(ListenOptions)}
+        listen = {name: text for name, text in given.items() if name in of_listen}
+        grading = {name: text for name, text in given.items() if name not in of_listen}
+        return cls(
+            grading=parse_options(RewardServiceConfig, grading, "reward_service", ConfigError),
+            listen=parse_options(ListenOptions, listen, "reward_service", ConfigError),
+        )
+
+    @property
+    def preload(self) -> tuple[str, ...]:
+        """Modules that the scorers in use need."""
+        wanted = [name.strip() for name in self.listen.scorers.split(",") if name.strip()]
+        return tuple(
+            dict.fromkeys(
+                module for name, scorer in SCORERS.items() if not wanted or name in wanted for module in scorer.preload
+            )
+        )
