@@ -46,9 +46,10 @@ class Quarantine:
         if not self.num_rows or self.num_bad <= max_bad_share * self.num_rows:
             return
         share = self.num_bad / self.num_rows
+        reasons = "; ".join(reason.rstrip(".") for reason in self._first)
         raise DataError(
             f"{self._field}: {self.num_bad} of {self.num_rows} rows of {', '.join(self._files[:3])} were set aside "
-            f"({share:.1%}; data.max_bad_rows allows {max_bad_share:.1%}). First: {'; '.join(reason.rstrip('.') for reason in self._first)}.",
+            f"({share:.1%}; data.max_bad_rows allows {max_bad_share:.1%}). First: {reasons}.",
             field=self._field,
             fix=f"Repair the rows (quarantine.jsonl in the run folder lists them), correct {self._field}.columns, "
             "or raise data.max_bad_rows.",
