@@ -419,6 +419,7 @@ class TrainBatch(_message.Message):
     OLD_SEGMENTS_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     TEMPERATURE_FIELD_NUMBER: _builtins.int
+    ON_POLICY_VERSION_FIELD_NUMBER: _builtins.int
     branch: _builtins.int
     iteration: _builtins.int
     stage: _builtins.str
@@ -441,6 +442,10 @@ class TrainBatch(_message.Message):
     seed: _builtins.int
     temperature: _builtins.float
     """of the distribution that was sampled"""
+    on_policy_version: _builtins.int
+    """The version that this iteration's rollouts were sampled from: tokens of any other version are old.
+    0: parent_version. A batch that is trained again under new versions keeps the recorded one.
+    """
     @_builtins.property
     def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrainGroup]: ...
     @_builtins.property
@@ -470,10 +475,11 @@ class TrainBatch(_message.Message):
         old_segments: _builtins.str = ...,
         seed: _builtins.int = ...,
         temperature: _builtins.float = ...,
+        on_policy_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "learning_rate", b"learning_rate", "optimizer", b"optimizer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "branch", b"branch", "groups", b"groups", "importance_cap", b"importance_cap", "iteration", b"iteration", "learning_rate", b"learning_rate", "max_tokens_per_micro_batch", b"max_tokens_per_micro_batch", "new_version", b"new_version", "num_mini_batches", b"num_mini_batches", "old_segments", b"old_segments", "optimizer", b"optimizer", "optimizer_step", b"optimizer_step", "parent_version", b"parent_version", "reset_optimizer", b"reset_optimizer", "seed", b"seed", "stage", b"stage", "temperature", b"temperature", "truncated", b"truncated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "branch", b"branch", "groups", b"groups", "importance_cap", b"importance_cap", "iteration", b"iteration", "learning_rate", b"learning_rate", "max_tokens_per_micro_batch", b"max_tokens_per_micro_batch", "new_version", b"new_version", "num_mini_batches", b"num_mini_batches", "old_segments", b"old_segments", "on_policy_version", b"on_policy_version", "optimizer", b"optimizer", "optimizer_step", b"optimizer_step", "parent_version", b"parent_version", "reset_optimizer", b"reset_optimizer", "seed", b"seed", "stage", b"stage", "temperature", b"temperature", "truncated", b"truncated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
