@@ -1,0 +1,106 @@
+"""Start-up checks of an external server: is it fit to hold a run?
+
+`crescendo run` and `crescendo doctor` call `check_server` before anything starts. The check writes and removes
+keys of its own under `{crescendo:check-...}:`, and changes no setting.
+"""
+
+import secrets
+from typing import Any
+
+from redis import exceptions as redis_errors
+from redis.asyncio import Redis
+
+from crescendo.buffer import failures
+from crescendo.buffer.client import Client, make_redis
+from crescendo.buffer.keys import Keys
+from crescendo.common.errors import BufferStateError, CrescendoError, EnvironmentProblem
+
+OLDEST = (7, 2)
+"""WAITAOF and script flags need Redis 7.2, which every Valkey is based on."""
+
+
+async def check_server(url: str, *, patience_s: float = 3.0) -> None:
+    """Raises the first problem of the server at url: WorkerLostError, EnvironmentProblem or BufferStateError."""
+    redis = make_redis(url)
+    keys = Keys(f"check-{secrets.token_hex(8)}")
+    client = Client(redis, keys, patience_s=patience_s)
+    try:
+        info: dict[str, Any] = await client.retrying(lambda: redis.info("everything"))
+        for problem in problems(info):
+            raise problem
+        await client.retrying(lambda: _try_commands(redis, keys))
+    finally:
+        await client.close()
+
+
+def problems(info: dict[str, Any]) -> list[CrescendoError]:
+    """What makes a server unfit, by its INFO."""
+    found: list[CrescendoError] = []
+    version = str(info.get("redis_version", "0"))
+    name = str(info.get("server_name", "redis"))
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    if numbers < OLDEST:
+        found.append(
+            EnvironmentProblem(
+                f"the buffer's server is {name} {version}; it must be Redis or Valkey 7.2 or newer.",
+                field="buffer.url",
+                fix="Upgrade the server.",
+            )
+        )
+    if str(info.get("role", "master")) != "master":
+        found.append(
+            EnvironmentProblem(
+                "the buffer's server is a replica; a run must write to the primary.",
+                field="buffer.url",
+                fix=f"Use the primary: {info.get('master_host', 'its host')}:{info.get('master_port', '')}.",
+            )
+        )
+    if int(info.get("aof_enabled", 0)) != 1:
+        found.append(
+            BufferStateError(
+                "the buffer's server keeps no append-only file: a crash would lose the run's work.",
+                field="appendonly",
+                fix="Set `appendonly yes` in its configuration, or run `CONFIG SET appendonly yes`.",
+            )
+        )
+    policy = str(info.get("maxmemory_policy", "noeviction"))
+    if policy != "noeviction":
+        found.append(
+            BufferStateError(
+                f"the buffer's server has maxmemory-policy {policy}: it deletes keys when memory is short.",
+                field="maxmemory-policy",
+                fix="Set `maxmemory-policy noeviction`, or run `CONFIG SET maxmemory-policy noeviction`.",
+            )
+        )
+    if str(info.get("aof_last_write_status", "ok")) != "ok":
+        found.append(
+            BufferStateError(
+                "the buffer's server could not write its append-only file lately.",
+                field="aof_last_write_status",
+                fix="Free space on the disk that holds it.",
+            )
+        )
+    return found
+
+
+async def _try_commands(redis: "Redis", keys: Keys) -> None:
+    """Runs one command of each kind that the buffer uses; typed errors name what is not permitted."""
+    script = "#!lua flags=allow-oom\nredis.call('RPUSH', KEYS[1], cmsgpack.pack({ARGV[1]})) return 1"
+    probe = keys.prefix + "probe"
+    try:
+        async with redis.pipeline(transaction=False) as pipeline:
+            for command in (
+                ("EVAL", script, 1, probe, "x"),
+                ("SCRIPT LOAD", script),
+                ("BLPOP", probe, 1),
+                ("SET", probe, "x"),
+                ("HGETALL", keys.counts),
+                ("LRANGE", keys.prefix + "none", 0, -1),
+                ("ZRANGE", keys.groups("open"), 0, -1),
+                ("WAITAOF", 1, 0, 2000),
+                ("DEL", probe),
+            ):
+                pipeline.execute_command(*command)
+            await pipeline.execute()
+    except redis_errors.ResponseError as error:
+        raise failures.typed(error) from error

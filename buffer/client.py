@@ -1,0 +1,156 @@
+"""The connection of one process to the buffer's server.
+
+Lives from `open_client` to `close`. Every call has a deadline; when the server is away (the embedded one may be
+restarted within seconds) calls are tried again with growing pauses until `patience_s` has passed. That is
+safe because every change is idempotent. Errors leave as typed errors (failures.py).
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+from redis import exceptions as redis_errors
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from crescendo.buffer import failures
+from crescendo.buffer.keys import SCHEMA_VERSION, Keys
+from crescendo.buffer.scripts import script
+from crescendo.common.errors import BufferStateError, DeadlineError, RequestError
+from crescendo.proto.v1 import common_pb2
+
+CALL_S = 30.0
+"""Limit of one answer, in seconds."""
+
+PATIENCE_S = 20.0
+"""How long calls are tried again when the server is away, in seconds."""
+
+_WAIT_SLICE_S = 10.0  # below CALL_S, so that a blocked wait is never mistaken for a lost connection
+_READS_PER_PIPELINE = 512
+
+T = TypeVar("T")
+Argument = str | int | float | bytes
+
+
+class Client:
+    """Runs scripts and reads for the run that `keys` names."""
+
+    def __init__(self, redis: "Redis", keys: Keys, *, patience_s: float = PATIENCE_S, aof: bool = False) -> None:
+        self.redis = redis
+        self._execute: Callable[..., Awaitable[Any]] = redis.execute_command
+        self.keys = keys
+        self._patience_s = patience_s
+        self._aof = aof
+
+    async def run(self, name: str, fence: common_pb2.Fence | None, *arguments: Argument, durable: bool = False) -> Any:
+        """Runs a script under a fence; `durable` waits until its writes are on the server's disk."""
+        values = (fence.epoch, fence.counter, *arguments) if fence is not None else (0, 0, *arguments)
+        if durable and self._aof:
+            return await self.retrying(lambda: self._evaluate_durably(name, values))
+        return await self.retrying(lambda: self._evaluate(name, values))
+
+    async def read(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
+        """Answers of read commands, in order, by pipelines."""
+        answers: list[Any] = []
+        for start in range(0, len(commands), _READS_PER_PIPELINE):
+            chunk = commands[start : start + _READS_PER_PIPELINE]
+            answers += await self.retrying(lambda chunk=chunk: self._pipeline(chunk))  # type: ignore[misc]
+        return answers
+
+    async def wait_for_hint(self, key: str, wait_s: float) -> None:
+        """Returns when the wake-up key has an element, or after wait_s."""
+        limit_s = min(max(wait_s, 0.001), _WAIT_SLICE_S)
+        await self.retrying(lambda: self.redis.blpop([key], timeout=limit_s))
+
+    async def retrying(self, call: Callable[[], Awaitable[T]]) -> T:
+        """The call's answer; tried again while the server is away."""
+        give_up = time.monotonic() + self._patience_s
+        pause_s = 0.02
+        while True:
+            try:
+                return await call()
+            except (redis_errors.RedisError, OSError) as error:
+                if not failures.may_retry(error) or time.monotonic() + pause_s > give_up:
+                    raise failures.typed(error) from error
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
+            pause_s = min(2 * pause_s, 1.0)
+
+    async def close(self) -> None:
+        """Ends the connections."""
+        await self.redis.aclose()
+
+    async def _evaluate(self, name: str, values: Sequence[Argument]) -> Any:
+        loaded = script(name)
+        try:
+            return await self._execute("EVALSHA", loaded.sha, 1, self.keys.fence, *values)
+        except redis_errors.NoScriptError:
+            await self._execute("SCRIPT LOAD", loaded.text)
+            return await self._execute("EVALSHA", loaded.sha, 1, self.keys.fence, *values)
+
+    async def _evaluate_durably(self, name: str, values: Sequence[Argument]) -> Any:
+        """WAITAOF answers for the writes of its own connection: a pipeline keeps both on one."""
+        loaded = script(name)
+        async with self.redis.pipeline(transaction=False) as pipeline:
+            pipeline.execute_command("SCRIPT LOAD", loaded.text)
+            pipeline.execute_command("EVALSHA", loaded.sha, 1, self.keys.fence, *values)
+            pipeline.execute_command("WAITAOF", 1, 0, int(1000 * CALL_S / 2))
+            _, answer, acknowledged = await pipeline.execute(raise_on_error=False)
+        for outcome in (answer, acknowledged):
+            if isinstance(outcome, Exception):
+                raise outcome
+        if acknowledged[0] < 1:
+            raise DeadlineError(
+                f"the buffer's server did not bring {name} to its disk within {CALL_S / 2:.0f} s.",
+                fix="Check the disk that holds the server's append-only file.",
+            )
+        return answer
+
+    async def _pipeline(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
+        async with self.redis.pipeline(transaction=False) as pipeline:
+            for command in commands:
+                pipeline.execute_command(*command)
+            answers: list[Any] = await pipeline.execute()
+        return answers
+
+
+async def open_client(url: str, run_id: str, *, patience_s: float = PATIENCE_S) -> Client:
+    """Connects, and checks that the server answers and holds this schema version.
+
+    Raises RequestError for a bad URL, WorkerLostError when nothing answers, BufferStateError for another
+    schema version.
+    """
+    keys = Keys(run_id)
+    redis = make_redis(url)
+    client = Client(redis, keys, patience_s=patience_s)
+    try:
+        persistence: dict[str, Any] = await client.retrying(lambda: redis.info("persistence"))
+        await client.retrying(lambda: redis.set(keys.schema, SCHEMA_VERSION, nx=True))
+        found = await client.retrying(lambda: redis.get(keys.schema))
+    except BaseException:
+        await client.close()
+        raise
+    if found != str(SCHEMA_VERSION).encode():
+        await client.close()
+        raise BufferStateError(
+            f"the buffer of run {run_id} has schema version {found!r}; this Crescendo reads version {SCHEMA_VERSION}.",
+            field="schema",
+            fix="Continue the run with the Crescendo version that started it, or start a new run.",
+        )
+    return Client(redis, keys, patience_s=patience_s, aof=int(persistence.get("aof_enabled", 0)) == 1)
+
+
+def make_redis(url: str) -> "Redis":
+    """A client that leaves retries to `Client`; raises RequestError for a URL that isn't one."""
+    try:
+        return Redis.from_url(
+            url, socket_timeout=CALL_S, socket_connect_timeout=CALL_S / 3, retry=Retry(NoBackoff(), 0)
+        )
+    except ValueError as error:
+        raise RequestError(
+            f"buffer URL is not valid: {error}.",
+            field="buffer.url",
+            fix="Write redis://host:port/0, rediss://user:password@host:port/0 or unix:///path/to/socket.",
+        ) from None

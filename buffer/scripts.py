@@ -1,0 +1,41 @@
+"""The Lua scripts: each change of the buffer is one of them, read from buffer/scripts/.
+
+A script's file starts with `#!lua` and its flags, then a comment with its arguments and keys. The text of
+prelude.lua (the fence check, counters, state changes) goes between that line and the rest.
+"""
+
+import functools
+import hashlib
+from dataclasses import dataclass
+from importlib import resources
+
+_FOLDER = "scripts"
+_PRELUDE = "prelude"
+
+
+@dataclass(frozen=True)
+class Script:
+    """A script as it is sent to the server."""
+
+    name: str
+    text: str
+    sha: str
+
+
+@functools.cache
+def script(name: str) -> Script:
+    """The script of that file name, without `.lua`."""
+    first, rest = _read(name).split("\n", 1)
+    text = f"{first}\n{_read(_PRELUDE)}\n{rest}"
+    return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+def script_names() -> list[str]:
+    """Names of all scripts, sorted."""
+    files = resources.files(__package__).joinpath(_FOLDER).iterdir()
+    names = sorted(file.name.removesuffix(".lua") for file in files if file.name.endswith(".lua"))
+    return [name for name in names if name != _PRELUDE]
+
+
+def _read(name: str) -> str:
+    return resources.files(__package__).joinpath(_FOLDER, f"{name}.lua").read_text(encoding="utf-8")

@@ -1,0 +1,22 @@
+#!lua flags=allow-oom
+-- Excludes an open or complete group with its trajectories; what they hold stays.
+--
+-- Arguments  ARGV[3] group id, [4] reason
+-- Reads      group:<id>, trajectory:*
+-- Writes     group:<id>, groups:*, trajectory:*, the queues they are in, counts, open
+-- Returns    1 if it was dropped now, 0 if it had been before
+
+local stale = check_fence()
+if stale then
+  return stale
+end
+local state = call('HGET', 'group:' .. ARGV[3], 'state')
+if state == 'dropped' then
+  return 0
+end
+if state ~= 'open' and state ~= 'complete' then
+  return refuse('group ' .. ARGV[3] .. ' is ' .. (state or 'unknown') .. '; only an open or complete one can be dropped.')
+end
+drop_group(ARGV[3], ARGV[4])
+save_counts()
+return 1

@@ -1,0 +1,78 @@
+#!lua
+-- News of leased trajectories: appends tokens, renews or ends leases. An update that was applied before
+-- changes nothing; one that leaves a gap or overlaps what is stored is refused by itself, the others apply.
+--
+-- Arguments  ARGV[3] worker; then seven an update: trajectory id, offset, number of tokens, new state,
+--            finish reason, weight version, packed segment (empty: none)
+-- Reads      trajectory:*, lease_clock
+-- Writes     trajectory:*, segments:*, leases, held:<worker>, resting, finished, counts, open, wake:score
+-- Returns    {ids whose lease is lost, flat list of refused updates: id, tokens stored (-1: unknown id)}
+
+local stale = check_fence()
+if stale then
+  return stale
+end
+local worker = ARGV[3]
+local now = tonumber(call('GET', 'lease_clock') or 0)
+local lost, refused = {}, {}
+local any_finished = false
+
+local function refuse_update(id, stored)
+  refused[#refused + 1] = id
+  refused[#refused + 1] = stored
+end
+
+local function end_lease(id, state, finish_reason, t)
+  call('ZREM', 'leases', id)
+  call('SREM', 'held:' .. worker, id)
+  transition(t[6], 'leased', state)
+  if state == 'parked' then
+    call('HSET', 'trajectory:' .. id, 'state', state)
+    call('ZADD', 'resting', t[7], id)
+  else
+    call('HSET', 'trajectory:' .. id, 'state', state, 'finish_reason', finish_reason)
+    call('ZADD', 'finished', t[5], id)
+    any_finished = true
+  end
+end
+
+local function apply(id, offset, num_tokens, state, finish_reason, weight_version, segment)
+  local t = call('HMGET', 'trajectory:' .. id, 'state', 'worker', 'tokens', 'lease_ms', 'sequence', 'opened',
+    'span_iteration')
+  local stored, last = tonumber(t[3] or 0), offset + num_tokens
+  if not t[1] then
+    return refuse_update(id, -1)
+  end
+  if t[2] ~= worker then
+    lost[#lost + 1] = id
+    return
+  end
+  if t[1] ~= 'leased' then
+    local repeated = t[1] == state or (t[1] == 'scored' and state == 'finished')
+    if not repeated or last > stored then
+      lost[#lost + 1] = id
+    end
+    return
+  end
+  if offset > stored or (offset < stored and last > stored) then
+    return refuse_update(id, stored)
+  end
+  if last > stored then
+    call('RPUSH', 'segments:' .. id, segment)
+    call('HSET', 'trajectory:' .. id, 'tokens', last, 'weights', weight_version)
+  end
+  if state == 'leased' then
+    call('ZADD', 'leases', now + tonumber(t[4]), id)
+  else
+    end_lease(id, state, finish_reason, t)
+  end
+end
+
+for i = 4, #ARGV, 7 do
+  apply(ARGV[i], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2]), ARGV[i + 3], ARGV[i + 4], ARGV[i + 5], ARGV[i + 6])
+end
+if any_finished then
+  wake('score')
+end
+save_counts()
+return {lost, refused}

@@ -1,0 +1,86 @@
+#!lua flags=allow-oom
+-- A new branch from an older commit. Groups consumed outside the new branch's line become abandoned. Open and
+-- complete groups carry over to the new branch; with drop_partials, those that hold tokens of weights newer
+-- than the restored ones are dropped whole, since a group without its long samples would mislead training.
+-- Asking again before anything was consumed on the new branch returns the same number.
+--
+-- Arguments  ARGV[3] parent branch, [4] iteration of the restored commit, [5] drop_partials (0 or 1)
+-- Reads      branches, consumed:*, groups:open, groups:complete, weights:*, version, trajectory:*
+-- Writes     fence, branches, groups:*, group:*, consumed:*, trajectory:*, the queues they are in, counts, open
+-- Returns    the number of the new branch
+
+local stale = check_fence()
+if stale then
+  return stale
+end
+local parent, from = tonumber(ARGV[3]), tonumber(ARGV[4])
+local newest = call('HLEN', 'branches')
+local origin = ARGV[3] .. ':' .. ARGV[4]
+if parent < 0 or parent > newest then
+  return refuse('branch ' .. ARGV[3] .. ' is unknown.')
+end
+local commit_branch = tonumber(call('HGET', 'commit', 'branch') or -1)
+if newest > 0 and call('HGET', 'branches', newest) == origin and commit_branch < newest
+  and call('EXISTS', 'consumed:' .. newest) == 0 then
+  touch()
+  return newest
+end
+
+-- The last iteration of each branch that the new one builds upon.
+local line = {}
+local ancestor, limit = parent, from
+while ancestor do
+  line[ancestor] = limit
+  local above = call('HGET', 'branches', ancestor)
+  if above then
+    local branch, iteration = string.match(above, '^(%-?%d+):(%-?%d+)$')
+    ancestor, limit = tonumber(branch), math.min(limit, tonumber(iteration))
+  else
+    ancestor = nil
+  end
+end
+
+local function abandon(branch)
+  local above = line[branch] and '(' .. line[branch] or '-inf'
+  for _, group in ipairs(call('ZRANGEBYSCORE', 'consumed:' .. branch, above, '+inf')) do
+    move_group(group, 'consumed', 'abandoned')
+    call('ZREM', 'consumed:' .. branch, group)
+  end
+end
+
+local function restored_version()
+  for version = tonumber(call('GET', 'version') or 0), 1, -1 do
+    local w = call('HMGET', 'weights:' .. version, 'branch', 'iteration')
+    local last = w[1] and line[tonumber(w[1])]
+    if last and tonumber(w[2]) <= last then
+      return version
+    end
+  end
+  return 0
+end
+
+local function is_newer(group, restored)
+  for sample = 0, tonumber(call('HGET', 'group:' .. group, 'samples')) - 1 do
+    if tonumber(call('HGET', 'trajectory:' .. member(group, sample), 'weights') or 0) > restored then
+      return true
+    end
+  end
+  return false
+end
+
+local branch = newest + 1
+local restored = restored_version()
+for known = 0, newest do
+  abandon(known)
+end
+for _, state in ipairs({'open', 'complete'}) do
+  for _, group in ipairs(call('ZRANGE', 'groups:' .. state, 0, -1)) do
+    call('HSET', 'group:' .. group, 'branch', branch)
+    if ARGV[5] == '1' and is_newer(group, restored) then
+      drop_group(group, 'rollback')
+    end
+  end
+end
+call('HSET', 'branches', branch, origin)
+save_counts()
+return branch
