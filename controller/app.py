@@ -83,7 +83,9 @@ async def _run_session(config: Config, folder: RunFolder, board: Board, control:
         log.exception("the run failed")
         board.status.phase, board.status.failure = "failed", str(failure)
         board.event("run.failed", str(failure), severity="error")
-        write_atomically(folder.root / "failure.json", json.dumps({"error": str(failure), "exit_code": failure.exit_code}))
+        write_atomically(
+            folder.root / "failure.json", json.dumps({"error": str(failure), "exit_code": failure.exit_code})
+        )
         return failure.exit_code
     if control.stop_requested:
         board.status.phase = "stopped"

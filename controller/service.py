@@ -119,5 +119,3 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
         status = self._board.snapshot()
         status.paused = self._control.paused
         return status
-
-

@@ -27,8 +27,15 @@ from crescendo.common.runfolder import RunFolder
 from crescendo.common.service import ServiceSpec
 from crescendo.controller.launch.cluster import ActorHandle, Cluster
 from crescendo.controller.launch.local import LocalProcess, start_local
-from crescendo.proto.v1 import common_pb2, reward_pb2, reward_pb2_grpc, rollout_pb2, rollout_pb2_grpc
-from crescendo.proto.v1 import trainer_pb2, trainer_pb2_grpc
+from crescendo.proto.v1 import (
+    common_pb2,
+    reward_pb2,
+    reward_pb2_grpc,
+    rollout_pb2,
+    rollout_pb2_grpc,
+    trainer_pb2,
+    trainer_pb2_grpc,
+)
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +112,7 @@ class Fleet:
         self.workers: dict[str, Worker] = {}
         self._cluster = Cluster(config.placement, uses_gpu)
         self._scratch = tempfile.TemporaryDirectory(prefix="crescendo-", ignore_cleanup_errors=True)
-        self._base = {
+        self._base: dict[str, Any] = {
             "run_folder": str(folder.root.resolve()),
             "run_id": folder.run_id(),
             "device": "cuda" if uses_gpu else "cpu",
@@ -116,7 +123,7 @@ class Fleet:
     async def start_buffer(self) -> str:
         """Starts the embedded server, or takes the external one; returns the URL."""
         if self.config.buffer.name == "embedded":
-            self.server = EmbeddedServer(self.folder.buffer, self.config.buffer)
+            self.server = EmbeddedServer.from_config(self.folder.buffer, self.config.buffer)
             self.buffer_url = await asyncio.to_thread(self.server.start)
         return self.buffer_url
 
@@ -261,7 +268,6 @@ class Fleet:
                 worker.state = "lost" if worker.role == "trainer" else worker.state
                 await self._end(worker)
         await start()
-
 
 
 def _free_port() -> int:

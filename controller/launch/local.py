@@ -19,6 +19,13 @@ ALLOWED_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "HOME", "TMPDIR", "PYTHONPATH",
 POLL_S = 0.02
 
 
+def write_private(path: Path, text: str) -> None:
+    """Writes a file that only this user can read: specs carry the run's token."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+
+
 @dataclass
 class LocalProcess:
     """A started child. address: of its gRPC server."""
@@ -53,16 +60,17 @@ async def start_local(module: str, spec: ServiceSpec, control: Path, deadline_s:
     spec_file = control / f"{spec.worker_id}.spec.json"
     ready_file = control / f"{spec.worker_id}.ready"
     ready_file.unlink(missing_ok=True)
-    descriptor = os.open(spec_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(spec.to_json())
+    write_private(spec_file, spec.to_json())
     environment = {name: os.environ[name] for name in ALLOWED_ENVIRONMENT if name in os.environ}
     log_path = Path(spec.run_folder) / "logs" / f"{spec.worker_id}.log"
-    with open(log_path, "ab") as log_file:
+    log_file = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", module, spec.role, "--spec-file", str(spec_file), "--ready-file", str(ready_file),
             stdin=asyncio.subprocess.DEVNULL, stdout=log_file, stderr=log_file, env=environment, start_new_session=True,
         )  # fmt: skip
+    finally:
+        os.close(log_file)
     deadline = asyncio.get_running_loop().time() + deadline_s
     while not ready_file.exists():
         if process.returncode is not None:

@@ -63,8 +63,11 @@ class Board:
                 controller_pb2.PhaseSpan(phase=name, iteration=iteration, start_seconds=begun, end_seconds=ended)
             )
 
-    def event(self, kind: str, message: str, *, severity: str = "info", **facts: Any) -> None:
-        """Records something that people should know, with the numbers that caused it."""
+    def event(
+        self, kind: str, message: str, *, severity: str = "info", facts: Mapping[str, Any] | None = None, **more: Any
+    ) -> None:
+        """Records something that people should know, with the numbers that caused it (facts and more)."""
+        numbers = {**(facts or {}), **more}
         self._sequence += 1
         stored = {
             "sequence": self._sequence,
@@ -72,12 +75,16 @@ class Board:
             "kind": kind,
             "message": message,
             "severity": severity,
-            "facts": {key: f"{value:.6g}" if isinstance(value, float) else str(value) for key, value in facts.items()},
+            "facts": {
+                key: f"{value:.6g}" if isinstance(value, float) else str(value) for key, value in numbers.items()
+            },
         }
         self._events_file.write(stored)
         self.events.append(_event(stored))
         self.status.message = message
-        log.log({"warning": logging.WARNING, "error": logging.ERROR}.get(severity, logging.INFO), "%s: %s", kind, message)
+        log.log(
+            {"warning": logging.WARNING, "error": logging.ERROR}.get(severity, logging.INFO), "%s: %s", kind, message
+        )
 
     def metrics(self, stage: str, values: Mapping[str, float]) -> None:
         """Appends a row of numbers; NaN and infinities are left out, JSON has none."""

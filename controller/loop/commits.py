@@ -57,7 +57,7 @@ def list_manifests(folder: RunFolder) -> list[Manifest]:
             stored = json.loads(path.read_text())
             if stored["manifest_version"] != MANIFEST_VERSION:
                 raise CheckpointError(
-                    f"{path} has manifest version {stored['manifest_version']}; this Crescendo reads {MANIFEST_VERSION}.",
+                    f"{path} has version {stored['manifest_version']}; this Crescendo reads {MANIFEST_VERSION}.",
                     fix="Use the Crescendo version that wrote it.",
                 )
             stored["files"] = [tuple(entry) for entry in stored["files"]]

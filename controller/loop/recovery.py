@@ -10,6 +10,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from crescendo.common.telemetry import read_jsonl
+from crescendo.common.types import GroupId, TrajectoryId
 from crescendo.controller.loop import batches
 from crescendo.controller.loop.commits import Manifest, list_manifests
 from crescendo.controller.loop.run import Reinforcement
@@ -70,9 +71,9 @@ async def replay(loop: Reinforcement) -> None:
         batch.parent_version, batch.new_version = state.weight_version, version
         with parts.board.phase("train", batch.iteration):
             await loop.step(batch)
-        groups = await parts.buffer.load_groups([group.group_id for group in batch.groups])
+        groups = await parts.buffer.load_groups([GroupId(group.group_id) for group in batch.groups])
         rewards = {
-            trajectory: reward
+            TrajectoryId(trajectory): reward
             for group in batch.groups
             for trajectory, reward in zip(group.trajectory_ids, group.rewards, strict=True)
         }

@@ -134,7 +134,8 @@ class Rollouts:
             await asyncio.sleep(POLL_S)
 
     async def _complete_groups(self) -> int:
-        return (await self.buffer.counts()).get("groups.complete", 0)
+        counts = await self.buffer.counts()
+        return counts.get("groups.complete", 0)
 
     def _show(self, progress: list[rollout_pb2.RolloutProgress], stage: StageConfig) -> None:
         ended = sum(p.num_finished + p.num_parked for p in progress)

@@ -41,8 +41,6 @@ class Reinforcement:
         control = self.parts.control
         while not self.stages.finished and not control.stop_requested:
             await control.wait_while_paused()
-            if control.stop_requested:
-                break
             await self.iterate(self.parts.state.iteration + 1)
 
     async def iterate(self, iteration: int) -> None:
@@ -138,7 +136,9 @@ class Reinforcement:
     async def _rewards(self, groups: list[Group]) -> dict[TrajectoryId, float]:
         """The scalar of each trajectory, group-wise components included."""
         parts, stage = self.parts, self.stages.stage
-        weights = {link.scorer: stage.reward_weights.get(link.scorer, link.weight) for link in parts.config.rewards.group}
+        weights = {
+            link.scorer: stage.reward_weights.get(link.scorer, link.weight) for link in parts.config.rewards.group
+        }
         chain = [
             reward_pb2.ScorerSpec(name=link.scorer, weight=weights[link.scorer], options=link.options)
             for link in parts.config.rewards.group
@@ -197,7 +197,7 @@ class Reinforcement:
         parts.board.event(
             f"stage.{transition.kind}",
             f"{transition.from_stage} left by {transition.left_by}: {transition.reason}",
-            to=transition.to_stage, rollback=transition.rollback, **transition.facts,
+            facts={"to": transition.to_stage, "rollback": transition.rollback, **transition.facts},
         )  # fmt: skip
         parts.show_stages(self.stages)
 

@@ -16,10 +16,9 @@ from crescendo.common.config.rl import RlStepConfig
 from crescendo.common.config.schema import Config, StepConfig
 from crescendo.common.errors import CrescendoError
 from crescendo.common.runfolder import RunFolder
-from crescendo.common.tokenizer import Tokenizer
 from crescendo.common.weights import stale_shm_files
 from crescendo.controller.curriculum import Curriculum
-from crescendo.controller.data import PromptSet, demonstrations, load_prompts
+from crescendo.controller.dataset import Dataset
 from crescendo.controller.launch import Fleet
 from crescendo.controller.loop import recovery
 from crescendo.controller.loop.board import Board
@@ -85,24 +84,18 @@ class Session:
         self.buffer: ExperienceBuffer = await connect(url, self.folder.run_id())
         self.lease = DeviceLease(self.buffer, self.board, on_gpu=self.fleet.uses_gpu)
         await self.lease.take_over()
-        loading = asyncio.create_task(asyncio.to_thread(self._load_data))
+        loading = asyncio.create_task(asyncio.to_thread(Dataset.load, self.config, self.folder))
         await self.fleet.start_services(self._ready)
         self._engines = asyncio.create_task(self._start_engines())
         await self.fleet.start_trainer()
         self._ready("trainer", self.board.elapsed_s)
-        self.tokenizer, self.train_prompts, self.validation_prompts = await loading
+        self.data = await loading
         self.commits = Commits(self.config, self.folder, self.buffer, self.lease, self.board)
         await recovery.restore_trainer(self)
 
     def _ready(self, name: str, seconds: float) -> None:
         self.board.seconds[f"start_{name}"] = self.board.elapsed_s
         self.board.event("service.ready", f"{name} is ready after {self.board.elapsed_s:.1f} s", seconds=seconds)
-
-    def _load_data(self) -> tuple[Tokenizer, PromptSet, PromptSet]:
-        tokenizer = Tokenizer.from_folder(self.folder.model)
-        train = load_prompts(self.config.data, self.config.data.train, tokenizer, self.folder.quarantine)
-        held_out = load_prompts(self.config.data, self.config.data.validation, tokenizer, self.folder.quarantine)
-        return tokenizer, train, held_out
 
     async def _start_engines(self) -> None:
         count = self.config.rollout.num_engines
@@ -115,10 +108,8 @@ class Session:
         sft = step.sft
         parent = self.state.weight_version
         version = await self.buffer.next_version(self.lease.fence, parent=parent, branch=0, iteration=0)
-        examples = demonstrations(self.config.data, sft, self.tokenizer, self.config.run.seed)
-        supervised = SupervisedStep(
-            self.config, sft, self.fleet, self.lease, self.board, self.control, self.state
-        )
+        examples = self.data.demonstrations(sft, self.state.sft_steps)
+        supervised = SupervisedStep(self.config, sft, self.fleet, self.lease, self.board, self.control, self.state)
 
         async def commit() -> None:
             self.state.weight_version = version
@@ -178,29 +169,31 @@ class Session:
                 "validation.start", f"accuracy before RL: {facts.accuracy:.3f}",
                 accuracy=facts.accuracy, length=facts.length,
             )  # fmt: skip
-            self.board.metrics("start", {"iteration": 0.0, "validation_accuracy": facts.accuracy, "length": facts.length})
+            self.board.metrics(
+                "start", {"iteration": 0.0, "validation_accuracy": facts.accuracy, "length": facts.length}
+            )
 
     def _make_parts(self, step: RlStepConfig) -> Parts:
         shared = (self.fleet, self.buffer, self.lease, self.board)
         sync = WeightSync(self.config, self.buffer, self.lease, self.board)
-        sync.canaries = [list(p.token_ids) for p in self.validation_prompts.prompts[: self.config.rollout.num_canaries]]
+        sync.canaries = [list(p.token_ids) for p in self.data.validation.prompts[: self.config.rollout.num_canaries]]
         return Parts(
             config=self.config, step=step, folder=self.folder, fleet=self.fleet, buffer=self.buffer, lease=self.lease,
             board=self.board, control=self.control, state=self.state, sync=sync,
-            rollouts=Rollouts(self.config, step, *shared, self.control, self.tokenizer),
-            scoring=ScoringLoop(self.config, *shared, self.tokenizer),
+            rollouts=Rollouts(self.config, step, *shared, self.control, self.data.tokenizer),
+            scoring=ScoringLoop(self.config, *shared, self.data.tokenizer),
             validation=Validation(
-                self.config, step, self.fleet, self.tokenizer,
-                self.validation_prompts.prompts[: step.validation.num_prompts],
+                self.config, step, self.fleet, self.data.tokenizer,
+                self.data.validation.prompts[: step.validation.num_prompts],
             ),
-            commits=self.commits, tokenizer=self.tokenizer, prompts=self.train_prompts.prompts,
-            prompt_index={p.prompt_id: index for index, p in enumerate(self.train_prompts.prompts)},
+            commits=self.commits, tokenizer=self.data.tokenizer, prompts=self.data.train.prompts,
+            prompt_index={p.prompt_id: index for index, p in enumerate(self.data.train.prompts)},
         )  # fmt: skip
 
     def rebuild_loop(self, step: RlStepConfig) -> Reinforcement:
         """Collaborators and loop of an RL step, from the state as it stands."""
         self.parts = parts = self._make_parts(step)
-        difficulties = [p.difficulty if p.HasField("difficulty") else None for p in parts.prompts]
+        difficulties = self.data.train.difficulties
         curriculum_config, stored = parts.step.curriculum, self.state
         stages = (
             StageScheduler.from_dict(parts.step.stages, stored.stages)

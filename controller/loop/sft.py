@@ -3,11 +3,10 @@
 import asyncio
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
 from crescendo.common.config.schema import Config, SftStepConfig
-from crescendo.controller.data import Demonstration
 from crescendo.controller.launch import Fleet
 from crescendo.controller.loop.batches import learning_rate_message
 from crescendo.controller.loop.board import Board
@@ -32,17 +31,21 @@ class SupervisedStep:
     control: Control
     state: RunState
 
-    async def run(self, demonstrations: Iterator[Demonstration], version: int, commit: Callable[[], object]) -> None:
-        """Trains until the step's end or a stop; `commit` is awaited where commits are due."""
+    async def run(
+        self, demonstrations: Iterator[trainer_pb2.SftExample], version: int, commit: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Trains until the step's end or a stop; `commit` is awaited where commits are due.
+
+        demonstrations: from the first step not done yet.
+        """
         begun = time.monotonic()
         first = self.state.sft_steps
         batch_size = self.step.batch_size
-        remaining = itertools.islice(demonstrations, first * batch_size, None)
         with self.board.phase("sft"):
             while self.state.sft_steps < self.step.steps and not self.control.stop_requested:
                 await self.control.wait_while_paused()
                 steps = min(CHUNK_STEPS, self.step.steps - self.state.sft_steps)
-                chunk = await asyncio.to_thread(lambda n: list(itertools.islice(remaining, n)), steps * batch_size)
+                chunk = await asyncio.to_thread(lambda n: list(itertools.islice(demonstrations, n)), steps * batch_size)
                 await self._train(chunk, version)
                 self.state.sft_steps += steps
                 done = self.state.sft_steps - first
@@ -50,17 +53,14 @@ class SupervisedStep:
                 self.board.status.eta_seconds = (time.monotonic() - begun) / done * left
                 every = self.step.commit_every_steps
                 if every and left and self.state.sft_steps % every < steps:
-                    await commit()  # type: ignore[misc]
+                    await commit()
 
-    async def _train(self, chunk: list[Demonstration], version: int) -> None:
+    async def _train(self, chunk: list[trainer_pb2.SftExample], version: int) -> None:
         first = self.state.sft_steps
         request = trainer_pb2.TrainSftRequest(
             fence=self.lease.fence,
             idempotency_key=f"sft-{first}-{len(chunk)}",
-            examples=[
-                trainer_pb2.SftExample(prompt_token_ids=example.prompt_ids, response_token_ids=example.response_ids)
-                for example in chunk
-            ],
+            examples=chunk,
             batch_size=self.step.batch_size,
             first_step=first,
             learning_rate=learning_rate_message(self.step.learning_rate),
@@ -68,9 +68,7 @@ class SupervisedStep:
             max_tokens_per_micro_batch=self.config.trainer.max_tokens_per_micro_batch,
             weight_version=version,
         )
-        async for answer in self.fleet.trainer.stream(
-            "TrainSft", request, timeout_s=self.config.deadlines.train_s
-        ):
+        async for answer in self.fleet.trainer.stream("TrainSft", request, timeout_s=self.config.deadlines.train_s):
             self.board.status.phase_progress = (answer.step + 1) / self.step.steps
             self.board.status.tokens_per_second = answer.num_tokens / max(answer.seconds, 1e-9)
             if (answer.step + 1) % METRICS_EVERY_STEPS == 0:

@@ -38,10 +38,15 @@ class Validation:
         """Measures at a stage's context length; raises WorkerLostError or DeadlineError."""
         settings = self.step.validation
         prompts = [prompt for prompt in self.prompts for _ in range(settings.samples_per_prompt)]
-        shares = [list(range(number, len(prompts), len(self.fleet.engines))) for number in range(len(self.fleet.engines))]
+        shares = [
+            list(range(number, len(prompts), len(self.fleet.engines))) for number in range(len(self.fleet.engines))
+        ]
         responses: dict[int, Response] = {}
         for part in await asyncio.gather(
-            *(self._generate(engine, prompts, share, stage) for engine, share in zip(self.fleet.engines, shares, strict=True))
+            *(
+                self._generate(engine, prompts, share, stage)
+                for engine, share in zip(self.fleet.engines, shares, strict=True)
+            )
         ):
             responses |= part
         correct = await self._judge(prompts, responses, stage)
