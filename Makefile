@@ -45,6 +45,7 @@ lint: setup ## ruff, mypy --strict, import-linter, and whether generated files a
 	$(BIN)/mypy -p crescendo
 	$(BIN)/lint-imports
 	$(BIN)/python proto/generate.py --check
+	$(BIN)/python -m crescendo.common.config.docs --check
 
 format: setup ## rewrite the Python files in the project's format
 	$(BIN)/ruff check --fix .
@@ -54,7 +55,7 @@ proto: setup ## regenerate proto/python from proto/crescendo/v1
 	$(BIN)/python proto/generate.py
 
 docs: setup ## regenerate the generated documents
-	$(BIN)/python docs/generate.py
+	$(BIN)/python -m crescendo.common.config.docs
 
 bench: setup $(if $(filter e2e,$(BENCH)),$(TRL)/.stamp) ## measure BENCH=name against its baseline; prints one JSON line
 	@test -f "tests/bench/bench_$(BENCH).py" || { echo "BENCH=name, one of:" \

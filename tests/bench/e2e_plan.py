@@ -1,0 +1,73 @@
+"""What both sides of the e2e benchmark do: prompts, gold answers and the forced length of every sample.
+
+demo: the quick start at its last stage, where the policy reasons in full: a prompt of n terms is answered in 4n + 3
+tokens, n from 3 to 23 (at most 95). long_tail: median 32 tokens, one sample in ten between 128 and 512, as reasoning
+models produce them.
+"""
+
+import random
+from dataclasses import asdict, dataclass
+
+LABELS = "abcdefghijklmnopqrstuvwxyz"
+VOCABULARY = f"0123456789>=?#.{LABELS}$"
+PADDING = "."
+NUM_PROMPTS = 16
+SAMPLES_PER_PROMPT = 16
+
+
+@dataclass(frozen=True)
+class Step:
+    """One training step: prompts[p], answers[p], lengths[p][s]."""
+
+    prompts: list[str]
+    answers: list[str]
+    lengths: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A mix of lengths, and its steps."""
+
+    mix: str
+    max_response_tokens: int
+    samples_per_prompt: int
+    steps: list[Step]
+
+    def as_json(self) -> dict[str, object]:
+        """What trl_side.py reads."""
+        return asdict(self)
+
+
+def clock_sum(draw: random.Random, num_terms: int) -> tuple[str, str]:
+    """A prompt of the quick start's task and its answer: a start digit plus labelled increments, modulo 10."""
+    start = draw.randrange(10)
+    terms = [draw.randint(1, 3) for _ in range(num_terms)]
+    prompt = str(start) + "".join(f"{label}{term}" for label, term in zip(LABELS, terms, strict=False)) + "?"
+    return prompt, str((start + sum(terms)) % 10)
+
+
+def long_tail_lengths(draw: random.Random, count: int) -> list[int]:
+    """One in ten uniform in 128..512, the others in 12..48, which puts the median of all at 32."""
+    num_long = round(count / 10)
+    lengths = [draw.randint(128, 512) for _ in range(num_long)]
+    lengths += [draw.randint(12, 48) for _ in range(count - num_long)]
+    draw.shuffle(lengths)
+    return lengths
+
+
+def make_plan(mix: str, num_steps: int, seed: int = 0) -> Plan:
+    """num_steps steps of 16 prompts times 16 samples; the same seed gives the same plan."""
+    draw = random.Random(f"{mix}-{seed}")
+    steps = []
+    for _ in range(num_steps):
+        terms = [draw.randint(3, 23) for _ in range(NUM_PROMPTS)]
+        pairs = [clock_sum(draw, number) for number in terms]
+        if mix == "demo":
+            lengths = [[4 * number + 3] * SAMPLES_PER_PROMPT for number in terms]
+        elif mix == "long_tail":
+            flat = long_tail_lengths(draw, NUM_PROMPTS * SAMPLES_PER_PROMPT)
+            lengths = [flat[at : at + SAMPLES_PER_PROMPT] for at in range(0, len(flat), SAMPLES_PER_PROMPT)]
+        else:
+            raise ValueError(f"unknown mix {mix!r}; known: demo, long_tail")
+        steps.append(Step([prompt for prompt, _ in pairs], [answer for _, answer in pairs], lengths))
+    return Plan(mix, {"demo": 96, "long_tail": 512}[mix], SAMPLES_PER_PROMPT, steps)
