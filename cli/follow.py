@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from crescendo.common.control import ControllerAddress, ControllerClient, read_controller
 from crescendo.common.errors import CrescendoError, WorkerStartError
 from crescendo.common.runfolder import RunFolder
+from crescendo.common.telemetry import read_jsonl
 from crescendo.proto.v1 import controller_pb2
 
 INTERVAL_S = 0.5
@@ -42,8 +43,16 @@ async def wait_for_controller(
     return None
 
 
-async def statuses(client: ControllerClient, is_alive: Callable[[], bool]) -> AsyncIterator[controller_pb2.RunStatus]:
-    """Statuses until the run has ended or the controller is gone; a lost stream is opened again."""
+def last_event(folder: RunFolder) -> int:
+    """Sequence number of the newest event in the run folder; 0 when there is none."""
+    return max((int(row["sequence"]) for row in read_jsonl(folder.events)), default=0)
+
+
+async def updates(client: ControllerClient, is_alive: Callable[[], bool], known: int) -> AsyncIterator[Update]:
+    """Updates until the run has ended or the controller is gone; a lost stream is opened again.
+
+    known: sequence number of the newest event that need not be told again.
+    """
     failures = 0
     while is_alive():
         try:

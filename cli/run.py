@@ -20,7 +20,7 @@ from crescendo.cli.display import Display
 from crescendo.cli.doctor import preflight
 from crescendo.cli.exits import Exit
 from crescendo.cli.folders import find_run
-from crescendo.cli.follow import connected, updates, wait_for_controller
+from crescendo.cli.follow import connected, last_event, updates, wait_for_controller
 from crescendo.cli.processes import Child, adopt_orphans, end_descendants, spawn
 from crescendo.cli.view import finished_panel
 from crescendo.common.config import Config, load_config, load_resolved, save_resolved
@@ -80,6 +80,7 @@ class Session:
         self._client: ControllerClient | None = None
         self._controller: Child | None = None
         self._console: Child | None = None
+        self._known_events = last_event(folder)
         self._interrupts = 0
         self._following: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
@@ -132,7 +133,7 @@ class Session:
             return
         async with connected(self._folder, address) as client:
             self._client = client
-            async for update in updates(client, alive):
+            async for update in updates(client, alive, self._known_events):
                 self._status = update.status
                 self._display.show(update)
         await self._last_words()

@@ -6,7 +6,7 @@ import asyncio
 from crescendo.cli.display import Display
 from crescendo.cli.exits import Exit
 from crescendo.cli.folders import find_run
-from crescendo.cli.follow import connected, updates
+from crescendo.cli.follow import connected, last_event, updates
 from crescendo.cli.view import finished_panel
 from crescendo.common.control import ControllerAddress, read_controller
 from crescendo.common.runfolder import RunFolder
@@ -35,7 +35,7 @@ async def _follow(folder: RunFolder, address: ControllerAddress, display: Displa
     failure = ""
     with display:
         async with connected(folder, address) as client:
-            async for update in updates(client, lambda: read_controller(folder) == address):
+            async for update in updates(client, lambda: read_controller(folder) == address, last_event(folder)):
                 display.show(update)
                 failure = update.status.failure
     return failure
