@@ -38,7 +38,7 @@ class WeightReceiver:
     async def update(self, manifest: common_pb2.WeightManifest, deadline_s: float) -> common_pb2.Attestation:
         """Loads a version and attests it; nothing is admitted until `admit`.
 
-        Raises RequestError for a manifest that cannot be loaded: the engine keeps what it had, unadmitted.
+        Raises RequestError for a manifest that cannot be loaded: the engine then holds no version.
         """
         self.admitted = False
         check_manifest(manifest)

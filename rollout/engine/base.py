@@ -92,8 +92,8 @@ class Engine(Protocol):
     def load_weights(self, manifest: common_pb2.WeightManifest) -> None:
         """Loads one version in place and forgets every cached key and value.
 
-        Nothing may be running. Raises RequestError when the manifest does not fit the model, and then
-        leaves the weights as they were; WeightMismatchError when loading left parameters untouched.
+        What runs is aborted. Raises RequestError when the manifest does not fit the model and
+        WeightMismatchError when it leaves parameters out; the weights are undefined then, until a load succeeds.
         """
         ...
 

@@ -1,0 +1,106 @@
+"""Loads the tensors of a WeightManifest into vLLM's model, in place.
+
+vLLM makes one `ManifestLoader` a worker and calls it on the engine's thread: start_weight_update,
+update_weights with the manifest, finish_weight_update. Tensors are views of the mapped shards, so the first
+copy is the one into the model.
+"""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.model_executor.layers.linear import LinearBase
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+from crescendo.common.errors import WeightMismatchError
+from crescendo.proto.v1 import common_pb2
+from crescendo.rollout.engine.shards import map_shards, tensor_bytes
+
+
+@dataclass
+class ManifestInit(WeightTransferInitInfo):  # type: ignore[misc]
+    """Nothing to set up: a manifest names its shards."""
+
+
+@dataclass
+class ManifestUpdate(WeightTransferUpdateInfo):  # type: ignore[misc]
+    """manifest: a serialized WeightManifest."""
+
+    manifest: bytes = b""
+
+
+class ManifestLoader(WeightTransferEngine[ManifestInit, ManifestUpdate]):  # type: ignore[misc]
+    """The receiving side of the channels shm and disk."""
+
+    init_info_cls = ManifestInit
+    update_info_cls = ManifestUpdate
+
+    def init_transfer_engine(self, init_info: ManifestInit) -> None:
+        """Nothing to set up."""
+
+    def start_weight_update(self) -> None:
+        """Prepares every layer to be loaded anew."""
+        # Taken while shared parameters are still shared: a tied lm_head is not listed, and not published.
+        self._expected = {name for name, _ in self.model.named_parameters()}
+        initialize_layerwise_reload(self.model)
+
+    def update_weights(self, update_info: dict[str, bytes]) -> None:
+        """Loads all tensors. The base class would wait for an accelerator, which a CPU does not have."""
+        self.receive_weights(self.parse_update_info(update_info))
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()
+
+    def receive_weights(self, update_info: ManifestUpdate) -> None:
+        """Raises WeightMismatchError when the manifest left parameters of the model untouched."""
+        manifest = common_pb2.WeightManifest.FromString(update_info.manifest)
+        try:
+            self._check_complete(self.model.load_weights(_tensors(manifest, self.device)))
+        except Exception:
+            # Leave no layer half prepared, or the next update would go on with this one's remains.
+            finalize_layerwise_reload(self.model, self.model_config)
+            raise
+
+    def finish_weight_update(self) -> None:
+        """Ends the update.
+
+        On a CPU linear layers compute with a packed copy of their weight. vLLM packs a layer anew when its own
+        parameter was loaded; a tied lm_head has none of its own and would go on with the old embedding.
+        """
+        finalize_layerwise_reload(self.model, self.model_config)
+        for module in self.model.modules():
+            weight = getattr(module, "weight", None)
+            packed = hasattr(module, "cpu_linear") and hasattr(module, "quant_method")
+            if packed and weight is not None and weight.numel():
+                module.quant_method.process_weights_after_loading(module)
+
+    def shutdown(self) -> None:
+        """Nothing is held between updates."""
+
+    def _check_complete(self, loaded: set[str] | None) -> None:
+        """A fused layer that got some of its tensors only counts as loaded by name; it is unfinished."""
+        missing = self._expected - loaded if loaded is not None else set()
+        for name, module in self.model.named_modules():
+            if isinstance(module, LinearBase) and get_layerwise_info(module).can_load():
+                missing.add(name)
+        if missing:
+            raise WeightMismatchError(
+                f"the manifest does not fill {len(missing)} parameters of the model, such as {min(missing)}.",
+                field="manifest.tensors",
+                fix="Publish every tensor under its Hugging Face name.",
+            )
+
+
+def _tensors(manifest: common_pb2.WeightManifest, device: torch.device) -> Iterator[tuple[str, torch.Tensor]]:
+    shards = map_shards(manifest)
+    for spec in manifest.tensors:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the mapping is read-only, and nothing writes to it
+            flat = torch.frombuffer(tensor_bytes(shards, spec), dtype=getattr(torch, spec.dtype))
+        yield spec.name, flat.view(tuple(spec.shape)).to(device)
