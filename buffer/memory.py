@@ -126,6 +126,7 @@ class MemoryBuffer:
                 entry.segments.append(update.segment)
                 entry.tokens = last
             entry.state, entry.finish_reason = update.state, update.finish_reason
+            entry.ready = update.interrupted
             entry.expiry_s = self._clock_s + entry.lease_s
 
     async def expire_leases(self, fence: common_pb2.Fence) -> list[TrajectoryId]:

@@ -48,7 +48,7 @@ def check_update(update: Update) -> None:
 
 
 def update_arguments(update: Update) -> tuple[str | int | bytes, ...]:
-    """An update as flush.lua's seven arguments."""
+    """An update as flush.lua's eight arguments."""
     check_update(update)
     segment = update.segment
     empty = segment is None or len(segment.token_ids) == 0
@@ -59,6 +59,7 @@ def update_arguments(update: Update) -> tuple[str | int | bytes, ...]:
         update.state.value,
         update.finish_reason,
         0 if segment is None else segment.weight_version,
+        int(update.interrupted),
         b"" if empty or segment is None else segment.to_proto().SerializeToString(),
     )
 

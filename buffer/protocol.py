@@ -40,7 +40,8 @@ class Update:
     """News of a leased trajectory: tokens to append and, when it leaves the engine, its new state.
 
     segment: tokens generated since the last flush, appended at token `offset` of the response;
-    state: LEASED renews the lease; PARKED or FINISHED end it; finish_reason goes with FINISHED.
+    state: LEASED renews the lease; PARKED or FINISHED end it; finish_reason goes with FINISHED;
+    interrupted: parked by a pause, not by its token budget, so claimable again in the same iteration.
     """
 
     trajectory_id: TrajectoryId
@@ -48,6 +49,7 @@ class Update:
     segment: Segment | None = None
     state: TrajectoryState = TrajectoryState.LEASED
     finish_reason: common_pb2.FinishReason.ValueType = common_pb2.FINISH_REASON_UNSPECIFIED
+    interrupted: bool = False
 
 
 @dataclass(frozen=True)

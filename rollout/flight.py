@@ -37,6 +37,7 @@ class Flight:
         self.state = TrajectoryState.LEASED
         self.finish_reason: FinishReason = common_pb2.FINISH_REASON_UNSPECIFIED
         self.flushed_at_s = now_s
+        self._interrupted = False
         self._begin = begin
         self._token_ids: list[int] = []
         self._log_probs: list[float] = []
@@ -97,10 +98,11 @@ class Flight:
         if self.num_tokens >= self._response_left:
             self._land(TrajectoryState.FINISHED, common_pb2.FINISH_REASON_LENGTH)
         else:
-            self.park()
+            self._land(TrajectoryState.PARKED, common_pb2.FINISH_REASON_UNSPECIFIED)
 
     def park(self) -> None:
-        """Leaves the engine unfinished; a later iteration goes on."""
+        """Leaves the engine unfinished, with budget left; it may go on in this iteration or a later one."""
+        self._interrupted = True
         self._land(TrajectoryState.PARKED, common_pb2.FINISH_REASON_UNSPECIFIED)
 
     def abort(self) -> None:
@@ -122,7 +124,7 @@ class Flight:
                 loss_mask=np.ones(end - start, dtype=np.bool_),
             )
         offset = len(self.earlier_token_ids) + start
-        return Update(self.trajectory_id, offset, segment, self.state, self.finish_reason)
+        return Update(self.trajectory_id, offset, segment, self.state, self.finish_reason, self._interrupted)
 
     def flushed(self, update: Update, now_s: float) -> None:
         """The buffer took the update."""

@@ -2,10 +2,10 @@
 -- News of leased trajectories: appends tokens, renews or ends leases. An update that was applied before
 -- changes nothing; one that leaves a gap or overlaps what is stored is refused by itself, the others apply.
 --
--- Arguments  ARGV[3] worker; then seven an update: trajectory id, offset, number of tokens, new state,
---            finish reason, weight version, packed segment (empty: none)
+-- Arguments  ARGV[3] worker; then eight an update: trajectory id, offset, number of tokens, new state,
+--            finish reason, weight version, interrupted (1: parked by a pause), packed segment (empty: none)
 -- Reads      trajectory:*, lease_clock
--- Writes     trajectory:*, segments:*, leases, held:<worker>, resting, finished, counts, open, wake:score
+-- Writes     trajectory:*, segments:*, leases, held:<worker>, resting, parked, finished, counts, open, wake:*
 -- Returns    {ids whose lease is lost, flat list of refused updates: id, tokens stored (-1: unknown id)}
 
 local stale = check_fence()
@@ -22,13 +22,18 @@ local function refuse_update(id, stored)
   refused[#refused + 1] = stored
 end
 
-local function end_lease(id, state, finish_reason, t)
+local function end_lease(id, state, finish_reason, interrupted, t)
   call('ZREM', 'leases', id)
   call('SREM', 'held:' .. worker, id)
   transition(t[6], 'leased', state)
   if state == 'parked' then
     call('HSET', 'trajectory:' .. id, 'state', state)
-    call('ZADD', 'resting', t[7], id)
+    if interrupted == '1' then
+      call('ZADD', 'parked', t[5], id)
+      wake('claim')
+    else
+      call('ZADD', 'resting', t[7], id)
+    end
   else
     call('HSET', 'trajectory:' .. id, 'state', state, 'finish_reason', finish_reason)
     call('ZADD', 'finished', t[5], id)
@@ -36,7 +41,7 @@ local function end_lease(id, state, finish_reason, t)
   end
 end
 
-local function apply(id, offset, num_tokens, state, finish_reason, weight_version, segment)
+local function apply(id, offset, num_tokens, state, finish_reason, weight_version, interrupted, segment)
   local t = call('HMGET', 'trajectory:' .. id, 'state', 'worker', 'tokens', 'lease_ms', 'sequence', 'opened',
     'span_iteration')
   local stored, last = tonumber(t[3] or 0), offset + num_tokens
@@ -64,12 +69,13 @@ local function apply(id, offset, num_tokens, state, finish_reason, weight_versio
   if state == 'leased' then
     call('ZADD', 'leases', now + tonumber(t[4]), id)
   else
-    end_lease(id, state, finish_reason, t)
+    end_lease(id, state, finish_reason, interrupted, t)
   end
 end
 
-for i = 4, #ARGV, 7 do
-  apply(ARGV[i], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2]), ARGV[i + 3], ARGV[i + 4], ARGV[i + 5], ARGV[i + 6])
+for i = 4, #ARGV, 8 do
+  apply(ARGV[i], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2]), ARGV[i + 3], ARGV[i + 4], ARGV[i + 5], ARGV[i + 6],
+    ARGV[i + 7])
 end
 if any_finished then
   wake('score')
