@@ -1,13 +1,14 @@
 """Loads the tensors of a WeightManifest into vLLM's model, in place.
 
 vLLM makes one `ManifestLoader` a worker and calls it on the engine's thread: start_weight_update,
-update_weights with the manifest, finish_weight_update. Tensors are views of the mapped shards, so the first
-copy is the one into the model.
+update_weights with the manifest, finish_weight_update. Tensors are views of the mapped shards. Dense models on
+a CPU take the short way of packed_layers.py, all others vLLM's layerwise reload.
 """
 
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from vllm.distributed.weight_transfer.base import (
@@ -21,6 +22,8 @@ from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from crescendo.common.errors import WeightMismatchError
 from crescendo.proto.v1 import common_pb2
+from crescendo.rollout.engine import packed_layers
+from crescendo.rollout.engine.packed_layers import PackedUpdate, Scratch
 from crescendo.rollout.engine.shards import map_shards, tensor_bytes
 
 
@@ -42,14 +45,22 @@ class ManifestLoader(WeightTransferEngine[ManifestInit, ManifestUpdate]):  # typ
     init_info_cls = ManifestInit
     update_info_cls = ManifestUpdate
 
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self._scratch = Scratch()
+
     def init_transfer_engine(self, init_info: ManifestInit) -> None:
         """Nothing to set up."""
 
     def start_weight_update(self) -> None:
-        """Prepares every layer to be loaded anew."""
+        """Prepares the layers to be loaded anew."""
         # Taken while shared parameters are still shared: a tied lm_head is not listed, and not published.
         self._expected = {name for name, _ in self.model.named_parameters()}
-        initialize_layerwise_reload(self.model)
+        self._packed: PackedUpdate | None = None
+        if packed_layers.is_supported(self.model, self.device):
+            self._packed = PackedUpdate(self.model, self._scratch)
+        else:
+            initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, bytes]) -> None:
         """Loads all tensors. The base class would wait for an accelerator, which a CPU does not have."""
@@ -64,21 +75,19 @@ class ManifestLoader(WeightTransferEngine[ManifestInit, ManifestUpdate]):  # typ
             self._check_complete(self.model.load_weights(_tensors(manifest, self.device)))
         except Exception:
             # Leave no layer half prepared, or the next update would go on with this one's remains.
-            finalize_layerwise_reload(self.model, self.model_config)
+            if self._packed is not None:
+                self._packed.cancel()
+            else:
+                finalize_layerwise_reload(self.model, self.model_config)
             raise
 
     def finish_weight_update(self) -> None:
-        """Ends the update.
-
-        On a CPU linear layers compute with a packed copy of their weight. vLLM packs a layer anew when its own
-        parameter was loaded; a tied lm_head has none of its own and would go on with the old embedding.
-        """
-        finalize_layerwise_reload(self.model, self.model_config)
-        for module in self.model.modules():
-            weight = getattr(module, "weight", None)
-            packed = hasattr(module, "cpu_linear") and hasattr(module, "quant_method")
-            if packed and weight is not None and weight.numel():
-                module.quant_method.process_weights_after_loading(module)
+        """Ends the update."""
+        if self._packed is not None:
+            self._packed.finish()
+        else:
+            finalize_layerwise_reload(self.model, self.model_config)
+        self._packed = None
 
     def shutdown(self) -> None:
         """Nothing is held between updates."""
@@ -86,15 +95,19 @@ class ManifestLoader(WeightTransferEngine[ManifestInit, ManifestUpdate]):  # typ
     def _check_complete(self, loaded: set[str] | None) -> None:
         """A fused layer that got some of its tensors only counts as loaded by name; it is unfinished."""
         missing = self._expected - loaded if loaded is not None else set()
-        for name, module in self.model.named_modules():
-            if isinstance(module, LinearBase) and get_layerwise_info(module).can_load():
-                missing.add(name)
+        missing |= self._packed.incomplete if self._packed is not None else _incomplete_layers(self.model)
         if missing:
             raise WeightMismatchError(
                 f"the manifest does not fill {len(missing)} parameters of the model, such as {min(missing)}.",
                 field="manifest.tensors",
                 fix="Publish every tensor under its Hugging Face name.",
             )
+
+
+def _incomplete_layers(model: torch.nn.Module) -> set[str]:
+    """Linear layers that vLLM's general reload still waits for."""
+    modules = model.named_modules()
+    return {name for name, one in modules if isinstance(one, LinearBase) and get_layerwise_info(one).can_load()}
 
 
 def _tensors(manifest: common_pb2.WeightManifest, device: torch.device) -> Iterator[tuple[str, torch.Tensor]]:
