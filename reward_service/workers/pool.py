@@ -213,14 +213,19 @@ class Pool:
         worker.send(chunk)
 
     async def _grade_alone(self, task: Task) -> None:
+        worker: WorkerHandle | None = None
+        reason = "the executor is stopping."
         try:
             worker = await self._fork(is_single=True)
         except CrescendoError as error:
-            self._num_single -= 1
-            task.lose(f"no worker could be forked: {error.message}")
-            return
-        self._single_workers.add(worker)
-        worker.send([task])
+            reason = f"no worker could be forked: {error.message}"
+        finally:
+            if worker is None:  # also when cancelled
+                self._num_single -= 1
+                task.lose(reason)
+        if worker is not None:
+            self._single_workers.add(worker)
+            worker.send([task])
 
     # Making and ending workers.
 

@@ -1,0 +1,211 @@
+"""Math verdicts per second through the reward service, against bare math-verify in one process per core.
+
+Same inputs, same settings, in turns: `python tests/bench/bench_math.py` prints one JSON object. `ours` goes
+over gRPC through both services with the hard kill on; `baseline` is a loop over parse and verify without any
+time-out. The target for `ratio` is 0.9. `agreement` is the share of equal verdicts.
+"""
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from crescendo.common.rpc import Client, Endpoint
+from crescendo.common.service import ServiceSpec
+from crescendo.proto.v1 import common_pb2, reward_pb2, reward_pb2_grpc
+
+START_S = 120.0
+TOKEN = "bench"
+Pair = tuple[str, str]
+
+THOUGHTS = (
+    "We first write the equation again and collect the terms on the left side.",
+    "Wait, the sign of the second term is wrong, so let me check it once more.",
+    "Dividing both sides by $2$ gives a simpler expression.",
+    "If $n = 3$ then the sum is $\\frac{3 \\cdot 4}{2} = 6$, which agrees.",
+    "So the remaining factor must be positive.",
+)
+
+
+def make_pairs(count: int, seed: int) -> list[Pair]:
+    """(gold, response) pairs: eight responses a problem, about half of them right."""
+    rng = random.Random(seed)
+    pairs: list[Pair] = []
+    while len(pairs) < count:
+        gold, right, wrong = _problem(rng)
+        for _ in range(8):
+            thoughts = " ".join(rng.choice(THOUGHTS) for _ in range(rng.randint(5, 40)))
+            answer = right if rng.random() < 0.5 else wrong
+            pairs.append((gold, f"{thoughts} Therefore the answer is $\\boxed{{{answer}}}$."))
+    rng.shuffle(pairs)
+    return pairs[:count]
+
+
+def _problem(rng: random.Random) -> tuple[str, str, str]:
+    a, b, c = rng.randint(2, 97), rng.randint(2, 97), rng.randint(2, 13)
+    forms = (
+        (f"{a * b}", f"{a * b}", f"{a * b + 1}"),
+        (f"\\frac{{{a}}}{{{b + a}}}", f"\\frac{{{2 * a}}}{{{2 * (b + a)}}}", f"\\frac{{{a + 1}}}{{{b + a}}}"),
+        (f"{a}\\sqrt{{{c}}}", f"\\sqrt{{{a * a * c}}}", f"{a + 1}\\sqrt{{{c}}}"),
+        (f"x^2-{a * a}", f"(x-{a})(x+{a})", f"(x-{a})(x+{a + 1})"),
+        (f"\\{{{a}, {b + 100}\\}}", f"\\{{{b + 100}, {a}\\}}", f"\\{{{a}, {b}\\}}"),
+        (f"{a}.5", f"\\frac{{{2 * a + 1}}}{{2}}", f"{a}.25"),
+        (f"({a}, {b})", f"({a}, {b})", f"({b + 100}, {a})"),
+    )
+    return rng.choice(forms)
+
+
+def bare_loop(pipe: Connection) -> None:
+    """One baseline process: grades each list of pairs that it is sent."""
+    from latex2sympy2_extended import NormalizationConfig
+    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+
+    normalization = NormalizationConfig(
+        basic_latex=True, units=True, malformed_operators=False, nits=False, boxed="all", equations=False
+    )
+    targets = [
+        LatexExtractionConfig(normalization_config=normalization, boxed_match_priority=0),
+        ExprExtractionConfig(),
+    ]
+    while pairs := pipe.recv():
+        verdicts = []
+        for gold, response in pairs:
+            wanted = parse(f"\\boxed{{{gold}}}", targets, parsing_timeout=None)
+            found = parse(response, targets, parsing_timeout=None)
+            verdicts.append(bool(verify(wanted, found, timeout_seconds=None)))
+        pipe.send(verdicts)
+
+
+class Baseline:
+    """Bare math-verify, one process a core."""
+
+    def __init__(self, num_processes: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipes: list[Connection] = []
+        self._processes = []
+        for _ in range(num_processes):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=bare_loop, args=(theirs,), daemon=True)
+            process.start()
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def grade(self, pairs: list[Pair]) -> list[bool]:
+        """Verdicts in order."""
+        count = len(self._pipes)
+        for place, pipe in enumerate(self._pipes):
+            pipe.send(pairs[place::count])
+        verdicts = [False] * len(pairs)
+        for place, pipe in enumerate(self._pipes):
+            verdicts[place::count] = pipe.recv()
+        return verdicts
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for pipe, process in zip(self._pipes, self._processes, strict=True):
+            pipe.send([])
+            process.join(10)
+
+
+class Services:
+    """Both services as the controller starts them."""
+
+    def __init__(self, folder: Path, workers: int) -> None:
+        options = {"workers": str(workers), "scorers": "math_answer"}
+        self._folder = folder
+        self._processes: list[subprocess.Popen[bytes]] = []
+        executor = self._start("executor", ServiceSpec("executor", "e", "", "bench", "", options=options))
+        spec = ServiceSpec("reward", "r", "", "bench", TOKEN, address=executor, options=options)
+        self.address = self._start("reward", spec)
+
+    def _start(self, role: str, spec: ServiceSpec) -> str:
+        spec_file, ready_file = self._folder / f"{role}.json", self._folder / f"{role}.ready"
+        spec_file.write_text(spec.to_json())
+        command = [sys.executable, "-m", "crescendo.reward_service", role]
+        process = subprocess.Popen([*command, "--spec-file", str(spec_file), "--ready-file", str(ready_file)])
+        self._processes.append(process)
+        deadline = time.monotonic() + START_S
+        while not ready_file.exists():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit(f"{role} did not start")
+            time.sleep(0.05)
+        return ready_file.read_text()
+
+    def close(self) -> None:
+        """Drains and ends both."""
+        for process in reversed(self._processes):
+            process.terminate()
+            process.wait(30)
+
+
+async def grade(client: Client[reward_pb2_grpc.RewardServiceStub], pairs: list[Pair]) -> list[bool]:
+    """Verdicts of the service, in order."""
+    chain = [reward_pb2.ScorerSpec(name="math_answer", weight=1.0)]
+    items = [
+        reward_pb2.ScoreItem(item_id=str(i), response=response.encode(), gold_answers=[gold], chain=chain)
+        for i, (gold, response) in enumerate(pairs)
+    ]
+    response = await client.call(client.stub.Score, reward_pb2.ScoreRequest(items=items), timeout_s=300.0)
+    return [result.components[0].verdict == common_pb2.VERDICT_CORRECT for result in response.results]
+
+
+async def measure(num_pairs: int, rounds: int, cores: int) -> dict[str, object]:
+    """Runs both in turns after one round of warm-up and returns the medians."""
+    rates: dict[str, list[float]] = {"ours": [], "baseline": []}
+    equal = total = 0
+    with tempfile.TemporaryDirectory() as folder:
+        services, baseline = Services(Path(folder), cores), Baseline(cores)
+        client = Client(Endpoint(services.address, TOKEN), reward_pb2_grpc.RewardServiceStub)
+        try:
+            for turn in range(rounds + 1):
+                pairs = make_pairs(num_pairs, seed=turn)
+                started_s = time.perf_counter()
+                bare = baseline.grade(pairs)
+                baseline_s = time.perf_counter() - started_s
+                started_s = time.perf_counter()
+                served = await grade(client, pairs)
+                ours_s = time.perf_counter() - started_s
+                equal += sum(a == b for a, b in zip(bare, served, strict=True))
+                total += num_pairs
+                if turn:
+                    rates["baseline"].append(num_pairs / baseline_s)
+                    rates["ours"].append(num_pairs / ours_s)
+        finally:
+            await client.close()
+            services.close()
+            baseline.close()
+    ratios = [a / b for a, b in zip(rates["ours"], rates["baseline"], strict=True)]
+    return {
+        "name": "math",
+        "ours": round(statistics.median(rates["ours"]), 1),
+        "baseline": round(statistics.median(rates["baseline"]), 1),
+        "ratio": round(statistics.median(ratios), 3),
+        "unit": "verdicts/s",
+        "agreement": round(equal / total, 5),
+        "cores": cores,
+        "pairs": num_pairs,
+        "rounds": rounds,
+    }
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cores", type=int, default=os.cpu_count() or 1)
+    arguments = parser.parse_args()
+    print(json.dumps(asyncio.run(measure(arguments.pairs, arguments.rounds, arguments.cores))))
+
+
+if __name__ == "__main__":
+    main()
