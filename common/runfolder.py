@@ -75,6 +75,11 @@ class RunFolder:
         return self.root / "model"
 
     @property
+    def weights(self) -> Path:
+        """Published weight versions of the disk channel."""
+        return self.root / "weights"
+
+    @property
     def checkpoints(self) -> Path:
         return self.root / "checkpoints"
 

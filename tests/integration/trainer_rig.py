@@ -1,0 +1,165 @@
+"""A trainer service in this process with a real buffer beside it, and experience to train on."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crescendo.buffer import EmbeddedServer, ExperienceBuffer, NewGroup, Scored, Update, connect
+from crescendo.common.rpc import Client, Endpoint
+from crescendo.common.service import RunningService, ServiceSpec
+from crescendo.common.types import GroupId, Segment, TrajectoryId, TrajectoryState
+from crescendo.proto.v1 import common_pb2, trainer_pb2, trainer_pb2_grpc
+from crescendo.trainer.service import start
+
+TIMEOUT_S = 60.0
+VOCAB = 61
+
+
+@dataclass
+class Rig:
+    """A running trainer with its client, its buffer and the fence to use."""
+
+    service: RunningService
+    client: Client[trainer_pb2_grpc.TrainerServiceStub]
+    buffer: ExperienceBuffer
+    fence: common_pb2.Fence
+    folder: Path
+    drawn: int = 0
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(7))
+
+    async def call(self, method: str, request: Any, timeout_s: float = TIMEOUT_S) -> Any:
+        """Calls a method, with the rig's fence where the request takes one and has none."""
+        if "fence" in request.DESCRIPTOR.fields_by_name and not request.HasField("fence"):
+            request.fence.CopyFrom(self.fence)
+        return await self.client.call(getattr(self.client.stub, method), request, timeout_s=timeout_s)
+
+    async def sft(self, request: trainer_pb2.TrainSftRequest) -> list[trainer_pb2.TrainSftResponse]:
+        """Trains a supervised chunk."""
+        request.fence.CopyFrom(self.fence)
+        stream = self.client.stream(self.client.stub.TrainSft, request, timeout_s=TIMEOUT_S)
+        return [report async for report in stream]
+
+    async def experience(
+        self,
+        *,
+        groups: int = 2,
+        samples: int = 4,
+        version: int = 1,
+        lengths: Sequence[int] = (12, 20),
+        finish: common_pb2.FinishReason.ValueType = common_pb2.FINISH_REASON_STOP,
+        log_probs: Sequence[float] | None = None,
+    ) -> list[trainer_pb2.TrainGroup]:
+        """Finished groups of random tokens with alternating rewards."""
+        result = []
+        for _ in range(groups):
+            self.drawn += 1
+            name = GroupId(f"g{self.drawn}")
+            prompt = common_pb2.Prompt(prompt_id=name, token_ids=self.rng.integers(1, VOCAB, 5).tolist())
+            await self.buffer.open_groups(self.fence, [NewGroup(name, prompt, 0, 1, "s", samples)])
+            claims = await self.buffer.claim(self.fence, "w", limit=samples, lease_s=60, iteration=1, max_spans=3)
+            ids = [claim.trajectory.trajectory_id for claim in claims]
+            updates = [self._update(each, version, lengths, finish) for each in ids]
+            await self.buffer.flush(self.fence, "w", updates)
+            component = common_pb2.RewardComponent(name="answer", raw=1.0, weight=1.0)
+            await self.buffer.claim_finished(self.fence, limit=samples, wait_s=0.1)
+            await self.buffer.score(self.fence, [Scored(each, (component,)) for each in ids])
+            rewards = [float(i % 2) for i in range(samples)]
+            result.append(trainer_pb2.TrainGroup(group_id=name, trajectory_ids=ids, rewards=rewards))
+        return result
+
+    def _update(
+        self, trajectory: TrajectoryId, version: int, lengths: Sequence[int], finish: common_pb2.FinishReason.ValueType
+    ) -> Update:
+        count = int(self.rng.integers(lengths[0], lengths[1] + 1))
+        segment = Segment(
+            weight_version=version,
+            iteration=1,
+            stage="s",
+            branch=0,
+            token_ids=self.rng.integers(0, VOCAB, count).astype(np.int32),
+            log_probs=np.full(count, -4.0, dtype=np.float32),
+            loss_mask=np.ones(count, dtype=np.bool_),
+        )
+        return Update(trajectory, 0, segment, TrajectoryState.FINISHED, finish)
+
+
+def batch(groups: Sequence[trainer_pb2.TrainGroup], *, parent: int, **changes: Any) -> trainer_pb2.TrainBatch:
+    """A mirror-descent batch in one mini-batch, optimizer reset."""
+    made = trainer_pb2.TrainBatch(
+        branch=0,
+        iteration=1,
+        stage="s",
+        parent_version=parent,
+        new_version=parent + 1,
+        groups=groups,
+        algorithm=trainer_pb2.Algorithm(
+            name="mirror_descent", parameters={"tau": 1.0}, options={"aggregation": "token_mean"}
+        ),
+        learning_rate=trainer_pb2.LearningRate(peak=1e-3, schedule="constant"),
+        optimizer=trainer_pb2.AdamW(beta1=0.9, beta2=0.95, epsilon=1e-8, clip_grad_norm=1.0),
+        num_mini_batches=1,
+        max_tokens_per_micro_batch=256,
+        reset_optimizer=True,
+        truncated="zero",
+        importance_cap=2.0,
+        old_segments="train",
+        seed=3,
+        temperature=1.0,
+    )
+    made.MergeFrom(trainer_pb2.TrainBatch(**changes))
+    return made
+
+
+def sft_request(count: int, *, batch_size: int = 4, version: int = 1, key: str = "") -> trainer_pb2.TrainSftRequest:
+    """A chunk of examples that repeat one pattern, which a model learns at once."""
+    rng = np.random.default_rng(1)
+    examples = []
+    for _ in range(count):
+        digit = int(rng.integers(2, 10))
+        length = int(rng.integers(4, 12))
+        examples.append(
+            trainer_pb2.SftExample(prompt_token_ids=[1, digit], response_token_ids=[digit + 1] * length + [0])
+        )
+    return trainer_pb2.TrainSftRequest(
+        idempotency_key=key,
+        examples=examples,
+        batch_size=batch_size,
+        learning_rate=trainer_pb2.LearningRate(peak=1e-2, schedule="constant"),
+        optimizer=trainer_pb2.AdamW(beta1=0.9, beta2=0.95, epsilon=1e-8, clip_grad_norm=1.0),
+        max_tokens_per_micro_batch=512,
+        weight_version=version,
+    )
+
+
+@asynccontextmanager
+async def running(folder: Path, model: Path, **options: str) -> AsyncIterator[Rig]:
+    """Starts Valkey and a trainer of one rank, loads the model as version 1."""
+    server = EmbeddedServer(folder / "buffer")
+    server.start()
+    spec = ServiceSpec(
+        role="trainer",
+        worker_id="trainer-0",
+        run_folder=str(folder),
+        run_id=f"test-{folder.name}",
+        token="secret",
+        buffer_url=server.url,
+        threads=2,
+        model_path=str(model),
+        options=options,
+    )
+    service = await start(spec)
+    client = Client(Endpoint(service.address, "secret"), trainer_pb2_grpc.TrainerServiceStub)
+    buffer = await connect(server.url, spec.run_id)
+    try:
+        rig = Rig(service, client, buffer, await buffer.acquire_epoch(), folder)
+        await rig.call("LoadModel", trainer_pb2.LoadModelRequest(path=str(model), weight_version=1))
+        yield rig
+    finally:
+        await client.close()
+        await service.stop(1.0)
+        await buffer.close()
+        server.stop()
