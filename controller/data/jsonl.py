@@ -24,25 +24,30 @@ class JsonlSource:
         for file in files:
             try:
                 with open_binary(filesystem, file) as stream:
-                    yield from _read_array(file, stream) if _starts_array(stream) else _read_lines(file, stream)
+                    array = _read_array(stream)
+                    if array is None:
+                        yield from _read_lines(file, stream)
+                    else:
+                        for number, value in enumerate(array, 1):
+                            yield _row(file, number, value)
             except (OSError, EOFError, zlib.error) as error:
                 raise unreadable(file, error) from error
 
 
-def _starts_array(stream: BinaryIO) -> bool:
+def _read_array(stream: BinaryIO) -> list[Any] | None:
+    """The file's one JSON array; None, and the stream at its start, when the file is something else."""
     while (byte := stream.read(1)).isspace():
         pass
     stream.seek(0)
-    return byte == b"["
-
-
-def _read_array(file: str, stream: BinaryIO) -> Iterator[Row]:
+    if byte != b"[":
+        return None
     try:
-        loaded = json.load(stream)
-    except (ValueError, RecursionError) as error:
-        raise unreadable(file, error) from error
-    for number, value in enumerate(loaded, 1):
-        yield _row(file, number, value)
+        loaded: list[Any] = json.load(stream)
+    except (ValueError, RecursionError):
+        # JSON lines of which the first holds a list, say: line by line, the broken ones are found.
+        stream.seek(0)
+        return None
+    return loaded
 
 
 def _read_lines(file: str, stream: BinaryIO) -> Iterator[Row]:
