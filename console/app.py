@@ -68,6 +68,10 @@ def create_app(source: RunSource, access: Access) -> ASGIApp:
     async def plotly() -> FileResponse:
         return FileResponse(plotly_script(), media_type="text/javascript", headers={"Cache-Control": STATIC_CACHE})
 
+    @app.exception_handler(CrescendoError)
+    async def explain(request: Request, error: CrescendoError) -> Response:
+        return Response(f"{error}\n", 503, media_type="text/plain")
+
     app.mount("/static", StaticFiles(directory=_STATIC))
     return Guard(app, access)
 

@@ -227,16 +227,20 @@ def _stages(
         for stage in step.rl.stages if step.kind == "rl" else ():
             facts = ended.get(stage.name, {})
             seen = stage.name in entered
-            state = "done" if facts or (seen and stage.name != newest) else "active" if seen else "waiting"
+            left = bool(facts.get("left_by")) or (seen and (bool(summary) or stage.name != newest))
             found.append(
                 controller_pb2.StageStatus(
                     name=stage.name,
-                    state=state,
+                    state="done" if left else "active" if seen else "waiting",
                     max_response_tokens=stage.max_response_tokens,
-                    entered_iteration=int(facts.get("entered_iteration", entered.get(stage.name, -1))),
+                    entered_iteration=_entered(facts.get("entered_iteration"), entered.get(stage.name, -1)),
                     left_by=str(facts.get("left_by") or ""),
                     accuracy=float(facts.get("accuracy") or 0.0),
                     gate=stage.gate.name,
                 )
             )
     return found
+
+
+def _entered(recorded: int | None, seen: int) -> int:
+    return seen if recorded is None else recorded

@@ -153,6 +153,7 @@ class FakeRun(controller_pb2_grpc.ControllerServiceServicer):
             for (name, _, _), entered in zip(STAGES, self.entered, strict=True)
         ]
         summary = {
+            "name": self.folder.root.name,
             "accuracy": {"sft": 0.11, "final": 0.93},
             "stages": stages,
             "seconds": {"start": 12.0, "sft": 60.0, "rollout": 70.0, "train": 30.0},
