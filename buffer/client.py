@@ -40,7 +40,6 @@ class Client:
 
     def __init__(self, redis: "Redis", keys: Keys, *, patience_s: float = PATIENCE_S, aof: bool = False) -> None:
         self.redis = redis
-        self._execute: Callable[..., Awaitable[Any]] = redis.execute_command
         self.keys = keys
         self._patience_s = patience_s
         self._aof = aof
@@ -50,7 +49,7 @@ class Client:
         values = (fence.epoch, fence.counter, *arguments) if fence is not None else (0, 0, *arguments)
         if durable and self._aof:
             return await self.retrying(lambda: self._evaluate_durably(name, values))
-        return await self.retrying(lambda: self._evaluate(name, values))
+        return await self.retrying(lambda: self._evaluate(self.redis, name, values))
 
     async def read(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
         """Answers of read commands, in order, by pipelines."""
@@ -82,25 +81,21 @@ class Client:
         """Ends the connections."""
         await self.redis.aclose()
 
-    async def _evaluate(self, name: str, values: Sequence[Argument]) -> Any:
+    async def _evaluate(self, redis: "Redis", name: str, values: Sequence[Argument]) -> Any:
         loaded = script(name)
+        execute: Callable[..., Awaitable[Any]] = redis.execute_command
         try:
-            return await self._execute("EVALSHA", loaded.sha, 1, self.keys.fence, *values)
+            return await execute("EVALSHA", loaded.sha, 1, self.keys.fence, *values)
         except redis_errors.NoScriptError:
-            await self._execute("SCRIPT LOAD", loaded.text)
-            return await self._execute("EVALSHA", loaded.sha, 1, self.keys.fence, *values)
+            await execute("SCRIPT LOAD", loaded.text)
+            return await execute("EVALSHA", loaded.sha, 1, self.keys.fence, *values)
 
     async def _evaluate_durably(self, name: str, values: Sequence[Argument]) -> Any:
-        """WAITAOF answers for the writes of its own connection: a pipeline keeps both on one."""
-        loaded = script(name)
-        async with self.redis.pipeline(transaction=False) as pipeline:
-            pipeline.execute_command("SCRIPT LOAD", loaded.text)
-            pipeline.execute_command("EVALSHA", loaded.sha, 1, self.keys.fence, *values)
-            pipeline.execute_command("WAITAOF", 1, 0, int(1000 * CALL_S / 2))
-            _, answer, acknowledged = await pipeline.execute(raise_on_error=False)
-        for outcome in (answer, acknowledged):
-            if isinstance(outcome, Exception):
-                raise outcome
+        """WAITAOF answers for the writes of its own connection, so both commands use one."""
+        async with self.redis.client() as connection:
+            answer = await self._evaluate(connection, name, values)
+            execute: Callable[..., Awaitable[Any]] = connection.execute_command
+            acknowledged = await execute("WAITAOF", 1, 0, int(1000 * CALL_S / 2))
         if acknowledged[0] < 1:
             raise DeadlineError(
                 f"the buffer's server did not bring {name} to its disk within {CALL_S / 2:.0f} s.",

@@ -51,7 +51,9 @@ class MemoryRedo:
     def commit(self, branch: int, iteration: int, manifest: str) -> None:
         """Moves the marker and trims the branch's log."""
         if self.commit_marker is not None and (branch, iteration) < self.commit_marker[:2]:
-            raise RequestError(f"commit of branch {branch}, iteration {iteration} lies below {self.commit_marker[:2]}.")
+            raise RequestError(
+                f"commit of branch {branch}, iteration {iteration} lies below the commit {self.commit_marker[:2]}."
+            )
         self.commit_marker = (branch, iteration, manifest)
         self._redo = {at: packed for at, packed in self._redo.items() if at[0] != branch or at[1] > iteration}
 

@@ -45,6 +45,11 @@ def check_update(update: Update) -> None:
             f"{common_pb2.FinishReason.Name(update.finish_reason)}; a reason goes with `finished` only.",
             field="update.finish_reason",
         )
+    if update.interrupted and update.state is not TrajectoryState.PARKED:
+        raise RequestError(
+            f"update of {update.trajectory_id} is interrupted and {update.state}; only a parked one can be.",
+            field="update.interrupted",
+        )
 
 
 def update_arguments(update: Update) -> tuple[str | int | bytes, ...]:
