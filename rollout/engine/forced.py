@@ -70,7 +70,11 @@ class ForcedLengthEngine:
             left = length - len(request.generated_token_ids)
             if left <= request.max_tokens:
                 self._whole.add(request.request_id)
-            request = replace(request, max_tokens=max(1, min(left, request.max_tokens)), ignore_eos=True)
+            sampling = common_pb2.Sampling()
+            sampling.CopyFrom(request.sampling)
+            sampling.ClearField("stop_token_ids")
+            limit = max(1, min(left, request.max_tokens))
+            request = replace(request, max_tokens=limit, ignore_eos=True, sampling=sampling)
         self._engine.add(request)
 
     def step(self) -> list[Output]:

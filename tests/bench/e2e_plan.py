@@ -1,11 +1,12 @@
 """What both sides of the e2e benchmark do: prompts, gold answers and the forced length of every sample.
 
-demo: the quick start at its last stage, where the policy reasons in full: a prompt of n terms is answered in 4n + 3
-tokens, n from 3 to 23 (at most 95). long_tail: median 32 tokens, one sample in ten between 128 and 512, as reasoning
+demo: the quick start's lengths at its last stage, where the policy reasons in full: 4n + 3 tokens, n from 3 to 23 (at
+most 95). long_tail: median 32 tokens, one sample in ten between 128 and 512, as reasoning
 models produce them.
 """
 
 import random
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 LABELS = "abcdefghijklmnopqrstuvwxyz"
@@ -46,6 +47,11 @@ def clock_sum(draw: random.Random, num_terms: int) -> tuple[str, str]:
     return prompt, str((start + sum(terms)) % 10)
 
 
+def demo_lengths(draw: random.Random, count: int) -> list[int]:
+    """Full chains of thought for n terms, n uniform."""
+    return [4 * draw.randint(3, 23) + 3 for _ in range(count)]
+
+
 def long_tail_lengths(draw: random.Random, count: int) -> list[int]:
     """One in ten uniform in 128..512, the others in 12..48, which puts the median of all at 32."""
     num_long = round(count / 10)
@@ -55,6 +61,18 @@ def long_tail_lengths(draw: random.Random, count: int) -> list[int]:
     return lengths
 
 
+@dataclass(frozen=True)
+class Mix:
+    """How lengths are drawn, and what they stay below. token_budget: of ours, tokens an iteration; 0: no limit."""
+
+    draw: Callable[[random.Random, int], list[int]]
+    max_response_tokens: int
+    token_budget: int
+
+
+MIXES = {"demo": Mix(demo_lengths, 96, 0), "long_tail": Mix(long_tail_lengths, 512, 64)}
+
+
 def make_plan(mix: str, num_steps: int, seed: int = 0) -> Plan:
     """num_steps steps of 16 prompts times 16 samples; the same seed gives the same plan."""
     draw = random.Random(f"{mix}-{seed}")
@@ -62,12 +80,7 @@ def make_plan(mix: str, num_steps: int, seed: int = 0) -> Plan:
     for _ in range(num_steps):
         terms = [draw.randint(3, 23) for _ in range(NUM_PROMPTS)]
         pairs = [clock_sum(draw, number) for number in terms]
-        if mix == "demo":
-            lengths = [[4 * number + 3] * SAMPLES_PER_PROMPT for number in terms]
-        elif mix == "long_tail":
-            flat = long_tail_lengths(draw, NUM_PROMPTS * SAMPLES_PER_PROMPT)
-            lengths = [flat[at : at + SAMPLES_PER_PROMPT] for at in range(0, len(flat), SAMPLES_PER_PROMPT)]
-        else:
-            raise ValueError(f"unknown mix {mix!r}; known: demo, long_tail")
+        flat = MIXES[mix].draw(draw, NUM_PROMPTS * SAMPLES_PER_PROMPT)
+        lengths = [flat[at : at + SAMPLES_PER_PROMPT] for at in range(0, len(flat), SAMPLES_PER_PROMPT)]
         steps.append(Step([prompt for prompt, _ in pairs], [answer for _, answer in pairs], lengths))
-    return Plan(mix, {"demo": 96, "long_tail": 512}[mix], SAMPLES_PER_PROMPT, steps)
+    return Plan(mix, MIXES[mix].max_response_tokens, SAMPLES_PER_PROMPT, steps)

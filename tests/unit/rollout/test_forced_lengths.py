@@ -66,6 +66,19 @@ def test_a_budget_ends_a_request_before_and_the_rest_follows(engine: Engine) -> 
     assert (len(rest), reason) == (24, common_pb2.FINISH_REASON_STOP)
 
 
+def test_nothing_else_ends_a_trajectory(engine: Engine) -> None:
+    tokens, _ = run(engine, request(1, 0, 1))
+    assert isinstance(engine, ForcedLengthEngine)
+    seen: list[EngineRequest] = []
+    engine._engine.add = seen.append  # type: ignore[method-assign]
+    stops = common_pb2.Sampling(temperature=0.5, stop_token_ids=[15, tokens[0]])
+    engine.add(replace(request(1, 0, 1), sampling=stops))
+    assert seen[0].ignore_eos
+    assert list(seen[0].sampling.stop_token_ids) == []
+    assert seen[0].sampling.temperature == 0.5
+    assert list(stops.stop_token_ids) == [15, tokens[0]]
+
+
 def test_requests_outside_the_ledger_are_left_alone(engine: Engine) -> None:
     tokens, reason = run(engine, replace(request(1, 0, 0), request_id="validation-0-1"))
     assert (len(tokens), reason) == (12, common_pb2.FINISH_REASON_STOP)
