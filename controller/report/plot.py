@@ -35,8 +35,8 @@ def plot_run(
     top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(1.25, 1, 1))
     inside = [row for row in rows if row.stage not in _OUTSIDE]
     _draw_accuracy(top, rows, inside)
-    _line(middle, _points(inside, "reward"), _REWARD, "mean reward", smooth=True)
-    _line(bottom, _points(inside, "length"), _LENGTH, "mean length", smooth=True)
+    _draw_smoothed(middle, inside, "reward", _REWARD)
+    _draw_smoothed(bottom, inside, "length", _LENGTH)
     _draw_clip_ratio(bottom, inside)
     last = max((row.values.get("iteration", 0.0) for row in inside), default=1.0)
     for axes, label in ((top, "validation accuracy"), (middle, "reward"), (bottom, "response length (tokens)")):
@@ -81,7 +81,7 @@ def _draw_accuracy(
             )  # fmt: skip
     axes.set_ylim(0.0, 1.02)
     if validated or outside:
-        axes.legend(loc="lower right", frameon=False, fontsize=8, labelcolor=_MUTED)
+        axes.legend(loc="upper left", edgecolor="none", framealpha=0.9, fontsize=8, labelcolor=_MUTED)
 
 
 def _draw_clip_ratio(axes: Axes, inside: Sequence[controller_pb2.MetricsRow]) -> None:
@@ -98,14 +98,14 @@ def _draw_clip_ratio(axes: Axes, inside: Sequence[controller_pb2.MetricsRow]) ->
         spine.set_visible(False)
 
 
-def _line(axes: Axes, points: Points, colour: str, label: str, *, smooth: bool) -> None:
-    if not points:
-        return
-    steps, values = _columns(points)
-    axes.plot(steps, values, color=colour, linewidth=1.0, alpha=0.35)
-    if smooth:
-        axes.plot(steps, _moving_average(values), color=colour, linewidth=2.0, label=label)
-    axes.set_ylim(bottom=min(0.0, *values))
+def _draw_smoothed(axes: Axes, inside: Sequence[controller_pb2.MetricsRow], name: str, colour: str) -> None:
+    """Each iteration's value, pale, and over it a moving average that starts anew with each stage, as the gates' do."""
+    for stage in dict.fromkeys(row.stage for row in inside):
+        points = _points([row for row in inside if row.stage == stage], name)
+        steps, values = _columns(points)
+        axes.plot(steps, values, color=colour, linewidth=1.0, alpha=0.35)
+        axes.plot(steps, _moving_average(values), color=colour, linewidth=2.0)
+    axes.set_ylim(bottom=min([0.0, *(value for _, value in _points(inside, name))]))
 
 
 def _moving_average(values: list[float], weight: float = 0.3) -> list[float]:
@@ -129,7 +129,7 @@ def _spans(stages: Sequence[Mapping[str, Any]], last: float) -> list[tuple[str, 
     """name, left_by, first and last x of the stages that were entered."""
     entered = [stage for stage in stages if int(stage["entered_iteration"]) >= 0]
     starts = [max(0.0, float(stage["entered_iteration"]) - 0.5) for stage in entered]
-    ends = [*starts[1:], last + 0.5]
+    ends = [*starts[1:], last + 0.5][: len(starts)]
     return [
         (str(stage["name"]), str(stage.get("left_by") or ""), start, end)
         for stage, start, end in zip(entered, starts, ends, strict=True)
