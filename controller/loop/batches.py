@@ -137,4 +137,5 @@ def make_batch(
         old_segments=algorithm.old_segments,
         seed=(config.run.seed << 32) + iteration,
         temperature=stage.sampling.temperature,
+        on_policy_version=parent_version,
     )

@@ -1,6 +1,7 @@
 """The collaborators of the loop, and what needs several of them: switches, commits, rollbacks, status."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from crescendo.buffer import ExperienceBuffer
@@ -78,8 +79,18 @@ class Parts:
         facts.publish_s = publish_s
         return facts
 
+    @asynccontextmanager
+    async def trainer_resident(self) -> AsyncIterator[None]:
+        """Borrows the devices for the trainer: to save, load or export. Engines serve again afterwards."""
+        borrowed = self.lease.state is LeaseState.ROLLOUT
+        if borrowed:
+            await self.switch_to_training()
+        yield
+        if borrowed:
+            await self.switch_to_rollout()
+
     async def commit(self, protect_from: int | None = None) -> Manifest:
-        """Commits the state as it stands."""
+        """Commits the state as it stands; the trainer must be resident."""
         state = self.state
         state.seconds = dict(self.board.seconds)
         return await self.commits.commit(
@@ -110,20 +121,14 @@ class Parts:
         branch = await self.buffer.open_branch(
             self.lease.fence, parent=self.state.branch, from_iteration=target, drop_partials=True
         )
-        await self.commits.load(self.fleet.trainer, manifest, manifest.weight_version)
-        self.state.branch = branch
-        self.state.weight_version = manifest.weight_version
-        self.state.optimizer_step = int(manifest.state["optimizer_step"])
+        async with self.trainer_resident():
+            await self.commits.load(self.fleet.trainer, manifest, manifest.weight_version)
+            self.state.branch = branch
+            self.state.weight_version = manifest.weight_version
+            self.state.optimizer_step = int(manifest.state["optimizer_step"])
         self.board.event(
             "branch.opened", f"branch {branch} starts from iteration {target} ({transition.rollback})", target=target
         )
-        await self._serve_restored()
-
-    async def _serve_restored(self) -> None:
-        await self.lease.move(LeaseState.RECLAIMING)
-        await self.lease.release_engines(self.fleet.engines)
-        await self.lease.move(LeaseState.TRAIN)
-        await self.switch_to_rollout()
 
     def eta_s(self, stages: StageScheduler, iteration: int, seconds: float) -> float:
         """Seconds until every later stage's max_iterations: the longest the run may still take."""

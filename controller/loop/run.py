@@ -206,7 +206,8 @@ class Reinforcement:
         parts, state = self.parts, self.parts.state
         state.stages, state.curriculum = self.stages.to_dict(), self.curriculum.to_dict()
         protect = None if self.stages.stage.gate.rollback == "last" else self.stages.entered_iteration
-        await parts.commit(protect_from=protect)
+        async with parts.trainer_resident():
+            await parts.commit(protect_from=protect)
 
     def _record(self, iteration: int, row: dict[str, float], accuracy: float | None, seconds: float) -> None:
         parts, board = self.parts, self.parts.board

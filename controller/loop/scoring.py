@@ -87,7 +87,7 @@ class ScoringLoop:
                     await self._score(claims)
             except StaleFenceError as error:
                 # The lease moved while we waited; a newer controller would have a higher epoch.
-                log.info("scoring retries with the new fence: %s", error)
+                log.debug("scoring retries with the new fence: %s", error)
                 await asyncio.sleep(SETTLE_POLL_S)
             except CrescendoError as error:
                 if not error.retryable:

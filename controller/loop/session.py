@@ -24,7 +24,7 @@ from crescendo.controller.loop import recovery
 from crescendo.controller.loop.board import Board
 from crescendo.controller.loop.commits import Commits
 from crescendo.controller.loop.control import Control
-from crescendo.controller.loop.lease import DeviceLease, LeaseState
+from crescendo.controller.loop.lease import DeviceLease
 from crescendo.controller.loop.parts import Parts
 from crescendo.controller.loop.rollouts import Rollouts
 from crescendo.controller.loop.run import Reinforcement
@@ -220,8 +220,7 @@ class Session:
             {"iteration": float(self.state.iteration), "validation_accuracy": final.accuracy, "length": final.length},
         )
         self.state.step_index = len(self.config.steps)
-        await self.lease.move(LeaseState.RECLAIMING)
-        await self.lease.move(LeaseState.TRAIN)
+        await self.parts.switch_to_training()
         with self.board.phase("export"):
             request = trainer_pb2.ExportModelRequest(
                 fence=self.lease.fence, path=str(self.folder.export.resolve()), dtype=self.config.model.dtype
