@@ -4,9 +4,13 @@ The driver speaks gRPC to a service over a real Valkey, whichever engine runs in
 """
 
 import asyncio
+import contextlib
 import itertools
+import os
+import subprocess
+import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +18,21 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from crescendo.buffer import ExperienceBuffer, NewGroup
+from crescendo.buffer import EmbeddedServer, ExperienceBuffer, NewGroup, connect
+from crescendo.common.config.load import save_resolved
 from crescendo.common.config.rl import RlStepConfig, StageConfig
-from crescendo.common.config.schema import Config, ScratchModelConfig, StepConfig
+from crescendo.common.config.schema import (
+    Config,
+    DataConfig,
+    DataSourceConfig,
+    ScorerConfig,
+    ScratchModelConfig,
+    StepConfig,
+)
 from crescendo.common.models.scratch import write_scratch_model
-from crescendo.common.rpc import Client
+from crescendo.common.rpc import Client, Endpoint
+from crescendo.common.runfolder import RunFolder
+from crescendo.common.service import ServiceSpec
 from crescendo.common.types import GroupId, Trajectory, TrajectoryId, group_id, trajectory_id
 from crescendo.common.weights import aligned, manifest_digest, tensor_digest
 from crescendo.proto.v1 import common_pb2, rollout_pb2, rollout_pb2_grpc
@@ -27,19 +41,42 @@ VOCABULARY = "." + "0123456789abcdefghijklmnopqrstuvwxyz#=?>-" + "$"
 EOS = len(VOCABULARY) - 1
 PROMPT = [1, 5, 9, 12, 3, 20]
 CALL_S = 60.0
+HOST = """
+import asyncio, sys
+from crescendo.common.service import ServiceSpec
+from crescendo.rollout.service import start
+async def main():
+    service = await start(ServiceSpec.from_json(sys.stdin.readline()))
+    print("address", service.address, flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+    await service.stop(2.0)
+asyncio.run(main())
+"""
 WEIGHT_SCALE = 8.0  # makes next-token distributions of a random model peaked, so that mistakes show
 
 
 def write_model(folder: Path, seed: int = 0) -> Path:
     """A random Qwen3-shaped model: hidden 96, 3 layers, a vocabulary of 43 characters."""
-    write_scratch_model(folder, ScratchModelConfig(vocabulary=VOCABULARY, max_positions=256), seed)
+    write_scratch_model(folder, scratch_shape(), seed)
     return folder
+
+
+def scratch_shape() -> ScratchModelConfig:
+    return ScratchModelConfig(vocabulary=VOCABULARY, max_positions=256)
+
+
+def _clock_sum() -> DataSourceConfig:
+    return DataSourceConfig(name="task", path="clock_sum", num_prompts=16, domain="math")
 
 
 def run_config(engine: str) -> Config:
     """A run with one stage, as far as the rollout service reads it."""
     config = Config()
     config.run.name = "test"
+    config.model.source = "scratch"
+    config.model.scratch = scratch_shape()
+    config.data = DataConfig(train=_clock_sum(), validation=_clock_sum(), max_prompt_tokens=56)
+    config.rewards.chains = {"math": [ScorerConfig(scorer="exact_match")]}
     config.rollout.engine = engine
     config.rollout.kv_cache_gib = 0.25
     config.rollout.max_concurrency = 64
@@ -155,15 +192,21 @@ class RolloutDriver:
             self.client.stub.GetStatus, request, timeout_s=CALL_S
         )
 
-    async def drained(self, timeout_s: float = 60.0) -> rollout_pb2.RolloutProgress:
-        """Waits until the engine has nothing to do."""
+    async def until(
+        self, condition: Callable[[rollout_pb2.GetRolloutStatusResponse], bool], timeout_s: float = 60.0
+    ) -> rollout_pb2.GetRolloutStatusResponse:
+        """Waits until the status meets the condition."""
         deadline = time.monotonic() + timeout_s
         while True:
-            progress = (await self.status()).progress
-            if progress.drained:
-                return progress
-            assert time.monotonic() < deadline, f"not drained within {timeout_s} s: {progress}"
-            await asyncio.sleep(0.05)
+            status = await self.status()
+            if condition(status):
+                return status
+            assert time.monotonic() < deadline, f"not within {timeout_s} s: {status}"
+            await asyncio.sleep(0.01)
+
+    async def drained(self, timeout_s: float = 60.0) -> rollout_pb2.RolloutProgress:
+        """Waits until the engine has nothing to do."""
+        return (await self.until(lambda status: status.progress.drained, timeout_s)).progress
 
     async def roll_out(self, iteration: int, **fields: Any) -> rollout_pb2.RolloutProgress:
         """One whole phase."""
@@ -196,6 +239,63 @@ class RolloutDriver:
         )
         answer = await self.client.call(self.client.stub.ScoreTokens, request, timeout_s=CALL_S)
         return [list(one.log_probs) for one in answer.scores]
+
+
+class ServiceProcess:
+    """The service in a process of its own, started through its entry point; it ends when its stdin does."""
+
+    def __init__(self, spec: ServiceSpec, log_file: Path) -> None:
+        """Waits until the service is ready."""
+        with log_file.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", HOST],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env={**os.environ, "GOMP_SPINCOUNT": "0"},
+                text=True,
+            )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(spec.to_json() + "\n")
+        self._process.stdin.flush()
+        for line in self._process.stdout:
+            if line.startswith("address "):
+                self.address = line.split()[1]
+                return
+        raise AssertionError(f"the service did not start:\n{log_file.read_text()[-3000:]}")
+
+    def stop(self) -> int:
+        """The exit code."""
+        self._process.communicate(timeout=60)
+        return self._process.returncode
+
+
+@contextlib.asynccontextmanager
+async def served(engine: str, root: Path, options: dict[str, str]) -> AsyncIterator[RolloutDriver]:
+    """A service over an engine, with a Valkey and a run folder of its own."""
+    folder = RunFolder.create(root / "run", "test")
+    save_resolved(run_config(engine), folder.config)
+    server = EmbeddedServer(root / "valkey")
+    spec = ServiceSpec(
+        "rollout",
+        "rollout-0",
+        str(folder.root),
+        folder.run_id(),
+        "secret",
+        buffer_url=server.start(),
+        model_path=str(write_model(root / "model")),
+        threads=2,
+        options={"dummy": "1", **options},
+    )
+    process = await asyncio.to_thread(ServiceProcess, spec, root / "log")
+    client = Client(Endpoint(process.address, "secret"), rollout_pb2_grpc.RolloutServiceStub)
+    buffer = await connect(spec.buffer_url, spec.run_id)
+    yield RolloutDriver(client, buffer, await buffer.acquire_epoch(), root / "model")
+    await client.close()
+    await buffer.close()
+    assert await asyncio.to_thread(process.stop) == 0
+    server.stop()
 
 
 def begin_request(fence: common_pb2.Fence, iteration: int, version: int, **fields: Any) -> rollout_pb2.BeginRequest:
