@@ -16,9 +16,9 @@ def find_run(given: str) -> RunFolder:
     if not given:
         return RunFolder.open_existing(_newest())
     path = Path(given)
-    if not path.exists() and (RUNS / given).exists():
+    if not path.is_dir() and (RUNS / given).is_dir():
         path = RUNS / given
-    if not path.exists():
+    if not path.is_dir():
         known = ", ".join(sorted(run.name for run in _runs())) or "none"
         raise RunFolderError(f"there is no run {given!r}; runs in {RUNS}/: {known}.", fix="Give a run folder.")
     return RunFolder.open_existing(path)

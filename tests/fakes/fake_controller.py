@@ -2,9 +2,9 @@
 
 Serves ControllerService over a made-up run of three stages that advances an iteration every TICK_S, and
 writes the run folder's files as the real one does. CRESCENDO_FAKE says how it behaves: done (ends by itself
-after some iterations), endless, fail, die (by SIGKILL), deaf (ignores StopRun and SIGTERM) or silent (never
-serves). It leaves a process in a session of its own behind, as a killed Ray would. The verbs that were called
-are in verbs.jsonl.
+after some iterations, promoted on the way), endless, fail, die (by SIGKILL), deaf (ignores StopRun and
+SIGTERM) or silent (never serves). It leaves a process in a session of its own behind, as a killed Ray would.
+The verbs that were called are in verbs.jsonl.
 """
 
 import argparse
@@ -44,6 +44,7 @@ class FakeRun(controller_pb2_grpc.ControllerServiceServicer):
         self.verbs = JsonlWriter(folder.root / "verbs.jsonl")
         self.files = {name: JsonlWriter(getattr(folder, name)) for name in ("metrics", "events", "samples")}
         self.stage = 0
+        self.promotes = os.environ.get("CRESCENDO_FAKE", "done") == "done"
         self.entered = [0, -1, -1]
         self.show_stages()
 
@@ -102,7 +103,7 @@ class FakeRun(controller_pb2_grpc.ControllerServiceServicer):
                 worker_id=name, role=role, state=state, weight_version=version, admitted=role == "rollout",
                 uptime_seconds=time.monotonic() - self.begun, resident_bytes=1 << 30, pid=os.getpid(),
             )  # fmt: skip
-        if self.stage < 2 and number == STAGES[self.stage][2]:
+        if self.promotes and self.stage < 2 and number == STAGES[self.stage][2]:
             self.promote("length_turn")
         if number % 10 == 0:
             self.status.committed_iteration = number
