@@ -34,7 +34,6 @@ class VllmEngine:
         prepare_environment(settings)
         self._settings = settings
         self._scoring: set[str] = set()
-        self._num_unfinished = 0
         self._running: set[str] = set()
         self._llm: Any = None
         self._start(dummy_weights=settings.dummy_weights)
@@ -127,6 +126,7 @@ class VllmEngine:
             self._llm.sleep(level=SLEEP_LEVEL)
         else:
             self.close()
+            gc.collect()  # what refers to device memory goes now, not whenever
 
     def acquire(self) -> None:
         """Takes the GPU back; weights must be loaded before anything runs."""
@@ -142,8 +142,6 @@ class VllmEngine:
         self._scoring.clear()
         if llm is not None:
             llm.engine_core.shutdown()
-            del llm
-            gc.collect()
 
     # Inside ------------------------------------------------------------------------------------------
 
