@@ -19,6 +19,7 @@ from crescendo.controller.launch.actor import ServiceActor
 log = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES = 80 << 20  # nothing large travels through Ray
+INIT_ATTEMPTS = 3  # Ray gives its own processes 30 s, too little on an overloaded machine
 TRAINER_SHARE = 0.4  # of a shared GPU, for Ray's book-keeping only
 ENGINE_SHARE = 0.4
 
@@ -56,6 +57,8 @@ class Cluster:
 
     def _init(self, scratch: Path) -> None:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        # Ray's workers would otherwise run at niceness 15, behind everything else on the machine.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         address = os.environ.get("RAY_ADDRESS")
         local: dict[str, Any] = {}
         if address is None:
@@ -66,12 +69,20 @@ class Cluster:
                 "object_store_memory": OBJECT_STORE_BYTES,
                 "_temp_dir": str(scratch),
             }
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="crescendo", **local)
-        except (RuntimeError, ConnectionError, OSError, ValueError) as error:
-            raise EnvironmentProblem(
-                f"Ray did not start: {error}", fix="See `crescendo doctor`; is memory or /dev/shm short?"
-            ) from error
+        for attempt in range(1, INIT_ATTEMPTS + 1):
+            try:
+                ray.init(
+                    address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="crescendo", **local
+                )
+            except (RuntimeError, ConnectionError, OSError, ValueError) as error:
+                ray.shutdown()
+                if attempt == INIT_ATTEMPTS:
+                    raise EnvironmentProblem(
+                        f"Ray did not start: {error}", fix="See `crescendo doctor`; is memory or /dev/shm short?"
+                    ) from error
+                log.warning("Ray did not start (attempt %d): %s", attempt, error)
+            else:
+                return
 
     async def start(self, spec: ServiceSpec, *, bundle: int, deadline_s: float) -> ActorHandle:
         """Places an actor and starts its service. bundle: index of the device it works on."""

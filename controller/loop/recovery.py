@@ -106,5 +106,7 @@ async def recover(session: "Session", failed: Reinforcement) -> Reinforcement:
         for worker in lost:
             session.board.event("worker.replaced", f"{worker.worker_id} was lost and is replaced", severity="warning")
         await session.lease.take_over()
+        await session.lease.release_engines(session.fleet.engines)
+        await session.lease.acquire_trainer(session.fleet.trainer)
         await restore_trainer(session)
         return session.rebuild_loop(failed.parts.step)

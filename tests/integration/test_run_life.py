@@ -1,0 +1,71 @@
+"""A whole run on the real engines: to its end, through dead workers, a dead controller and an impatient person."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.integration.run_process import RunProcess
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+
+def assert_clean(run: RunProcess) -> None:
+    assert run.left_behind() == []
+    assert run.shared_memory() == []
+
+
+def assert_finished(run: RunProcess) -> None:
+    assert run.wait() == 0, run.text
+    summary = json.loads((run.folder / "summary.json").read_text())
+    assert [stage["left_by"] for stage in summary["stages"]] == ["step", "step", "step"]
+    assert summary["accuracy"]["final"] is not None
+    assert summary["checks"]["logprob_max_diff"] <= 1e-3
+    assert sorted(set(run.iterations())) == list(range(1, 10))
+    assert (run.folder / "export" / "model.safetensors").exists()
+    assert_clean(run)
+
+
+def test_killed_workers_are_replaced_and_the_run_finishes(tmp_path: Path) -> None:
+    run = RunProcess.start(tmp_path, "workers")
+    run.wait_for("iteration 1", lambda: len(run.iterations()) >= 1)
+    os.kill(run.worker_pid("rollout-0"), signal.SIGKILL)
+    run.wait_for("the engine's replacement", lambda: len(run.events("worker.replaced")) >= 1)
+    run.wait_for("iteration 4", lambda: 4 in run.iterations())
+    os.kill(run.worker_pid("trainer-0"), signal.SIGKILL)
+    run.wait_for("the trainer's replacement", lambda: len(run.events("worker.replaced")) >= 2)
+    assert_finished(run)
+
+
+def test_a_killed_controller_is_resumed_from_commit_and_redo_log(tmp_path: Path) -> None:
+    run = RunProcess.start(tmp_path, "controller")
+    run.wait_for("iteration 5", lambda: 5 in run.iterations())
+    os.kill(run.controller_pid(), signal.SIGKILL)
+    assert run.wait() == 1
+    assert "crescendo resume" in run.text
+    assert_no_process(run)
+
+    again = RunProcess.resume(run.folder)
+    assert_finished(again)
+    assert len(again.events("run.restored")) == 1
+    # Committed at 2 and 4 (and at the promotion after 3): iteration 5 was recorded, so it is trained again, not rolled.
+    retrained = [event["message"] for event in again.events("batch.retrained")]
+    assert len(retrained) <= 2
+    assert again.iterations().count(4) == 1
+
+
+def test_ctrl_c_twice_ends_at_once_and_the_run_can_be_resumed(tmp_path: Path) -> None:
+    run = RunProcess.start(tmp_path, "impatient")
+    run.wait_for("iteration 2", lambda: 2 in run.iterations())
+    run.interrupt()
+    run.interrupt()
+    assert run.wait() == 130
+    assert "crescendo resume" in run.text
+    assert_no_process(run)
+    assert_finished(RunProcess.resume(run.folder))
+
+
+def assert_no_process(run: RunProcess) -> None:
+    assert run.left_behind() == []
