@@ -1,5 +1,10 @@
 """A trainer service in this process with a real buffer beside it, and experience to train on."""
 
+import asyncio
+import dataclasses
+import os
+import socket
+import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -28,6 +33,7 @@ class Rig:
     buffer: ExperienceBuffer
     fence: common_pb2.Fence
     folder: Path
+    followers: list[asyncio.subprocess.Process] = field(default_factory=list)
     drawn: int = 0
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(7))
 
@@ -136,26 +142,38 @@ def sft_request(count: int, *, batch_size: int = 4, version: int = 1, key: str =
 
 
 @asynccontextmanager
-async def running(folder: Path, model: Path, **options: str) -> AsyncIterator[Rig]:
-    """Starts Valkey and a trainer of one rank, loads the model as version 1."""
+async def running(folder: Path, model: Path, *, tensor_parallel: int = 1, data_parallel: int = 1) -> AsyncIterator[Rig]:
+    """Starts Valkey and a trainer gang (rank 0 in this process), loads the model as version 1."""
     server = EmbeddedServer(folder / "buffer")
     server.start()
+    world_size = tensor_parallel * data_parallel
     spec = ServiceSpec(
         role="trainer",
         worker_id="trainer-0",
         run_folder=str(folder),
-        run_id=f"test-{folder.name}",
+        run_id=f"test-{folder.name}-{world_size}",
         token="secret",
         buffer_url=server.url,
-        threads=2,
+        world_size=world_size,
+        rendezvous=f"127.0.0.1:{_free_port()}",
+        threads=2 if world_size == 1 else 1,
         model_path=str(model),
-        options=options,
+        options={"tensor_parallel": str(tensor_parallel), "collective_timeout_s": "30", "start_timeout_s": "60"},
     )
+    followers = [
+        await asyncio.create_subprocess_exec(
+            sys.executable,
+            str(Path(__file__).with_name("trainer_follower.py")),
+            dataclasses.replace(spec, rank=rank, worker_id=f"trainer-{rank}").to_json(),
+            env={**os.environ, "GOMP_SPINCOUNT": "0", "OMP_NUM_THREADS": "1"},
+        )
+        for rank in range(1, world_size)
+    ]
     service = await start(spec)
     client = Client(Endpoint(service.address, "secret"), trainer_pb2_grpc.TrainerServiceStub)
     buffer = await connect(server.url, spec.run_id)
     try:
-        rig = Rig(service, client, buffer, await buffer.acquire_epoch(), folder)
+        rig = Rig(service, client, buffer, await buffer.acquire_epoch(), folder, followers)
         await rig.call("LoadModel", trainer_pb2.LoadModelRequest(path=str(model), weight_version=1))
         yield rig
     finally:
@@ -163,3 +181,14 @@ async def running(folder: Path, model: Path, **options: str) -> AsyncIterator[Ri
         await service.stop(1.0)
         await buffer.close()
         server.stop()
+        for follower in followers:
+            try:
+                await asyncio.wait_for(follower.wait(), timeout=10)
+            except TimeoutError:
+                follower.kill()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
