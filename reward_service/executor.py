@@ -4,17 +4,15 @@ Started by entry point `executor`. It holds model text as bytes and hands it to 
 calls end, then kills every process below it.
 """
 
-import os
 import time
-
-import psutil
 
 from crescendo.common.errors import RequestError
 from crescendo.common.rpc import Server, guarded, serve
 from crescendo.common.rpc.status import Context
 from crescendo.common.service import ServiceSpec
-from crescendo.proto.v1 import common_pb2, reward_pb2, reward_pb2_grpc
+from crescendo.proto.v1 import reward_pb2, reward_pb2_grpc
 from crescendo.reward_service.service_options import MIB, ServiceOptions
+from crescendo.reward_service.worker_status import worker_status
 from crescendo.reward_service.workers import Pool, confine
 
 SERVICE = "crescendo.v1.ExecutorService"
@@ -52,20 +50,6 @@ class ExecutorServicer(reward_pb2_grpc.ExecutorServiceServicer):
             boundary=confine.BOUNDARY,
             jail=confine.JAIL,
         )
-
-
-def worker_status(worker_id: str, role: str, started_s: float, progress_s: float) -> common_pb2.WorkerStatus:
-    """What this process tells about itself. started_s, progress_s: monotonic times."""
-    now_s = time.monotonic()
-    return common_pb2.WorkerStatus(
-        worker_id=worker_id,
-        role=role,
-        state="serving",
-        uptime_seconds=now_s - started_s,
-        resident_bytes=psutil.Process().memory_info().rss,
-        pid=os.getpid(),
-        progress_age_seconds=now_s - progress_s,
-    )
 
 
 class RunningExecutor:

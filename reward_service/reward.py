@@ -14,10 +14,10 @@ from crescendo.common.rpc.status import Context
 from crescendo.common.service import ServiceSpec
 from crescendo.proto.v1 import reward_pb2, reward_pb2_grpc
 from crescendo.reward_service.dispatch import Dispatcher, refuse_overload, worst_case_s
-from crescendo.reward_service.executor import worker_status
 from crescendo.reward_service.scorers import GROUP_SCORERS, SCORERS, check_chain, resolve_group_chain
 from crescendo.reward_service.scorers.groups import score_group
 from crescendo.reward_service.service_options import MIB, ServiceOptions
+from crescendo.reward_service.worker_status import worker_status
 
 SERVICE = "crescendo.v1.RewardService"
 CALL_ATTEMPTS = 3

@@ -2,7 +2,8 @@
 
 Same inputs, same settings, in turns: `python tests/bench/bench_math.py` prints one JSON object. `ours` goes
 over gRPC through both services with the hard kill on; `baseline` is a loop over parse and verify without any
-time-out. The target for `ratio` is 0.9. `agreement` is the share of equal verdicts.
+time-out. The target for `ratio` is 0.9. `agreement` is the share of equal verdicts. `scorer_ratio` compares
+with our own scorer in such a loop: what the two services and the pool cost, without what extraction gains.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -77,7 +79,7 @@ def bare_loop(pipe: Connection) -> None:
         ExprExtractionConfig(),
     ]
     while pairs := pipe.recv():
-        verdicts = []
+        verdicts: list[bool] = []
         for gold, response in pairs:
             wanted = parse(f"\\boxed{{{gold}}}", targets, parsing_timeout=None)
             found = parse(response, targets, parsing_timeout=None)
@@ -85,16 +87,32 @@ def bare_loop(pipe: Connection) -> None:
         pipe.send(verdicts)
 
 
-class Baseline:
-    """Bare math-verify, one process a core."""
+def in_own_session(loop: Callable[[Connection], None], pipe: Connection) -> None:
+    """Runs a loop in a session of its own, as workers run: the kernel may share a busy machine out by session."""
+    os.setsid()
+    loop(pipe)
 
-    def __init__(self, num_processes: int) -> None:
+
+def scorer_loop(pipe: Connection) -> None:
+    """The same with the service's scorer, called directly."""
+    from crescendo.reward_service.scorers.base import Sample
+    from crescendo.reward_service.scorers.math_answer import MathOptions, score
+
+    while pairs := pipe.recv():
+        outcomes = [score(Sample(response, (gold,)), MathOptions()) for gold, response in pairs]
+        pipe.send([outcome.verdict == common_pb2.VERDICT_CORRECT for outcome in outcomes])
+
+
+class Loops:
+    """A loop in one process a core."""
+
+    def __init__(self, num_processes: int, loop: Callable[[Connection], None]) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipes: list[Connection] = []
         self._processes = []
         for _ in range(num_processes):
             ours, theirs = context.Pipe()
-            process = context.Process(target=bare_loop, args=(theirs,), daemon=True)
+            process = context.Process(target=in_own_session, args=(loop, theirs), daemon=True)
             process.start()
             self._pipes.append(ours)
             self._processes.append(process)
@@ -147,6 +165,11 @@ class Services:
             process.wait(30)
 
 
+async def connect(address: str) -> Client[reward_pb2_grpc.RewardServiceStub]:
+    """A client on the running loop."""
+    return Client(Endpoint(address, TOKEN), reward_pb2_grpc.RewardServiceStub)
+
+
 async def grade(client: Client[reward_pb2_grpc.RewardServiceStub], pairs: list[Pair]) -> list[bool]:
     """Verdicts of the service, in order."""
     chain = [reward_pb2.ScorerSpec(name="math_answer", weight=1.0)]
@@ -158,39 +181,50 @@ async def grade(client: Client[reward_pb2_grpc.RewardServiceStub], pairs: list[P
     return [result.components[0].verdict == common_pb2.VERDICT_CORRECT for result in response.results]
 
 
-async def measure(num_pairs: int, rounds: int, cores: int) -> dict[str, object]:
-    """Runs both in turns after one round of warm-up and returns the medians."""
-    rates: dict[str, list[float]] = {"ours": [], "baseline": []}
-    equal = total = 0
-    with tempfile.TemporaryDirectory() as folder:
-        services, baseline = Services(Path(folder), cores), Baseline(cores)
-        client = Client(Endpoint(services.address, TOKEN), reward_pb2_grpc.RewardServiceStub)
+def timed(action: Callable[[list[Pair]], list[bool]], pairs: list[Pair]) -> tuple[list[bool], float]:
+    """Verdicts, and verdicts per second."""
+    started_s = time.perf_counter()
+    verdicts = action(pairs)
+    return verdicts, len(pairs) / (time.perf_counter() - started_s)
+
+
+def measure(num_pairs: int, rounds: int, cores: int) -> dict[str, object]:
+    """Runs all in turns, after one round of warm-up, and returns the medians."""
+    rates: dict[str, list[float]] = {"ours": [], "baseline": [], "scorer": []}
+    agreements: list[float] = []
+    with tempfile.TemporaryDirectory() as folder, asyncio.Runner() as runner:
+        services, baseline, scorer = Services(Path(folder), cores), Loops(cores, bare_loop), Loops(cores, scorer_loop)
+        client = runner.run(connect(services.address))
+        actions = {
+            "baseline": baseline.grade,
+            "ours": lambda pairs: runner.run(grade(client, pairs)),
+            "scorer": scorer.grade,
+        }
         try:
             for turn in range(rounds + 1):
                 pairs = make_pairs(num_pairs, seed=turn)
-                started_s = time.perf_counter()
-                bare = baseline.grade(pairs)
-                baseline_s = time.perf_counter() - started_s
-                started_s = time.perf_counter()
-                served = await grade(client, pairs)
-                ours_s = time.perf_counter() - started_s
-                equal += sum(a == b for a, b in zip(bare, served, strict=True))
-                total += num_pairs
+                found = {name: timed(action, pairs) for name, action in actions.items()}
+                equal = zip(found["ours"][0], found["baseline"][0], strict=True)
+                agreements.append(statistics.fmean(a == b for a, b in equal))
                 if turn:
-                    rates["baseline"].append(num_pairs / baseline_s)
-                    rates["ours"].append(num_pairs / ours_s)
+                    for name, (_, rate) in found.items():
+                        rates[name].append(rate)
         finally:
-            await client.close()
-            services.close()
-            baseline.close()
-    ratios = [a / b for a, b in zip(rates["ours"], rates["baseline"], strict=True)]
+            runner.run(client.close())
+            for running in (services, baseline, scorer):
+                running.close()
+
+    def ratio(below: str) -> float:
+        return round(statistics.median(a / b for a, b in zip(rates["ours"], rates[below], strict=True)), 3)
+
     return {
         "name": "math",
         "ours": round(statistics.median(rates["ours"]), 1),
         "baseline": round(statistics.median(rates["baseline"]), 1),
-        "ratio": round(statistics.median(ratios), 3),
+        "ratio": ratio("baseline"),
+        "scorer_ratio": ratio("scorer"),
         "unit": "verdicts/s",
-        "agreement": round(equal / total, 5),
+        "agreement": round(statistics.fmean(agreements), 5),
         "cores": cores,
         "pairs": num_pairs,
         "rounds": rounds,
@@ -204,7 +238,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
-    print(json.dumps(asyncio.run(measure(arguments.pairs, arguments.rounds, arguments.cores))))
+    print(json.dumps(measure(arguments.pairs, arguments.rounds, arguments.cores)))
 
 
 if __name__ == "__main__":
