@@ -66,39 +66,22 @@ class FlatAdamW:
         self.grad = self._working_grad if in_place else torch.zeros_like(self.main)
         self.first = torch.zeros_like(self.main)
         self.second = torch.zeros_like(self.main)
-        self._adamw = self._kernel()
-
-    def _kernel(self) -> torch.optim.AdamW:
-        """torch's fused AdamW over views of our buffers, one group a span."""
-        groups = []
-        for span in self._spans:
-            view = torch.nn.Parameter(self.main[span.start : span.stop])
-            view.grad = self.grad[span.start : span.stop]
-            groups.append({"params": [view], "weight_decay": 0.0})
-        adamw = torch.optim.AdamW(groups, fused=True)
-        for span, group in zip(self._spans, adamw.param_groups, strict=True):
-            adamw.state[group["params"][0]] = {
-                "step": torch.zeros((), dtype=torch.float32, device=self._at.device),
-                "exp_avg": self.first[span.start : span.stop],
-                "exp_avg_sq": self.second[span.start : span.stop],
-            }
-        return adamw
+        self._steps = torch.zeros((), dtype=torch.float32, device=at.device)
 
     def reset(self) -> None:
         """Fresh optimizer state: moments zero, step 0. Weights stay."""
         self.first.zero_()
         self.second.zero_()
-        self.step_count = 0
+        self._steps.zero_()
 
     @property
     def step_count(self) -> int:
         """Steps since the last reset."""
-        return int(self._adamw.state[self._adamw.param_groups[0]["params"][0]]["step"])
+        return int(self._steps)
 
     @step_count.setter
     def step_count(self, steps: int) -> None:
-        for group in self._adamw.param_groups:
-            self._adamw.state[group["params"][0]]["step"].fill_(steps)
+        self._steps.fill_(steps)
 
     @property
     def buffers(self) -> list[torch.Tensor]:
@@ -131,15 +114,31 @@ class FlatAdamW:
             return StepResult(float(norm), skipped=True)
         if settings.clip_grad_norm > 0:
             self.grad.mul_((settings.clip_grad_norm / (norm + 1e-6)).clamp(max=1.0))
-        for span, group in zip(self._spans, self._adamw.param_groups, strict=True):
-            group["lr"] = rate
-            group["betas"] = (settings.beta1, settings.beta2)
-            group["eps"] = settings.epsilon
-            group["weight_decay"] = settings.weight_decay if span.decayed else 0.0
-        self._adamw.step()
+        self._steps += 1
+        for span in self._spans:
+            self._update(span, settings, rate)
         if self.main is not self.working:
             self.working.copy_(self.main)
         return StepResult(float(norm), skipped=False)
+
+    def _update(self, span: _Span, settings: trainer_pb2.AdamW, rate: float) -> None:
+        part = slice(span.start, span.stop)
+        # torch's own kernel, as torch.optim.AdamW(fused=True) calls it; that class would load the compiler.
+        torch._fused_adamw_(
+            [self.main[part]],
+            [self.grad[part]],
+            [self.first[part]],
+            [self.second[part]],
+            [],
+            [self._steps],
+            lr=rate,
+            beta1=settings.beta1,
+            beta2=settings.beta2,
+            weight_decay=settings.weight_decay if span.decayed else 0.0,
+            eps=settings.epsilon,
+            amsgrad=False,
+            maximize=False,
+        )
 
     def _reduce(self) -> None:
         if self._at.data_group is not None:

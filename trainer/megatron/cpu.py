@@ -6,6 +6,7 @@ have no dropout and their weights are always loaded. Called by parallel.py befor
 undoes it, so that a test process can use torch as it was.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -45,6 +46,8 @@ def _cpu_device() -> torch.device:
 
 def install() -> None:
     """Puts the stand-ins in place."""
+    # Megatron warns at each tensor-parallel layer when this is unset; without CUDA it means nothing.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     torch.cuda.current_device = _cpu_device  # type: ignore[assignment]
     megatron_random._CUDA_RNG_STATE_TRACKER = _NoRandomStates()
     megatron_random._CUDA_RNG_STATE_TRACKER_INITIALIZED = True

@@ -141,7 +141,23 @@ class PolicyModel:
 
 
 def _build(shape: ModelShape, dtype: torch.dtype, at: Layout) -> torch.nn.Module:
-    config = TransformerConfig(
+    # Megatron warns about optional packages, its own default settings and, from 0.19 on, GPTModel's far future.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model: torch.nn.Module = GPTModel(
+            _config(shape, dtype, at),
+            block_spec(shape),
+            vocab_size=padded_vocabulary(shape, at.tensor_parallel),
+            max_sequence_length=shape.max_positions,
+            share_embeddings_and_output_weights=shape.tie_embeddings,
+            position_embedding_type="none",  # attention.py turns queries and keys itself
+        )
+    return model.to(at.device)
+
+
+def _config(shape: ModelShape, dtype: torch.dtype, at: Layout) -> TransformerConfig:
+    """Megatron's settings: no fusion, no dropout, weights from outside."""
+    return TransformerConfig(
         num_layers=shape.num_layers,
         hidden_size=shape.hidden_size,
         num_attention_heads=shape.num_heads,
@@ -171,15 +187,3 @@ def _build(shape: ModelShape, dtype: torch.dtype, at: Layout) -> torch.nn.Module
         apply_rope_fusion=False,
         persist_layer_norm=False,
     )
-    # Megatron-Core 0.19 announces that GPTModel will follow HybridModel one day.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model: torch.nn.Module = GPTModel(
-            config,
-            block_spec(shape),
-            vocab_size=padded_vocabulary(shape, at.tensor_parallel),
-            max_sequence_length=shape.max_positions,
-            share_embeddings_and_output_weights=shape.tie_embeddings,
-            position_embedding_type="none",  # attention.py turns queries and keys itself
-        )
-    return model.to(at.device)
