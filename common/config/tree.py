@@ -139,7 +139,7 @@ def _wrong_type(path: str, raw: object, wanted: str, fix: str) -> Problem:
 
 def _unknown_key(key: str, kind: type, path: str) -> Problem:
     names = list(field_types(kind))
-    near = difflib.get_close_matches(key.lower(), names, n=3, cutoff=0.6)
+    near = difflib.get_close_matches(key.lower(), names, n=2, cutoff=0.6)
     where = f"in {path}" if path else "at the top"
     listed = ", ".join(names)
     fix = f"Did you mean {' or '.join(near)}?" if near else f"Known keys {where}: {listed}."

@@ -125,7 +125,7 @@ async def test_every_answer_has_the_security_headers(browser: httpx.AsyncClient,
         assert "unsafe" not in policy
         assert "script-src 'self'" in policy
         assert answer.headers["x-content-type-options"] == "nosniff"
-        assert answer.headers["referrer-policy"] == "no-referrer"
+        assert answer.headers["referrer-policy"] == "same-origin"
 
 
 async def test_static_files_stay_in_their_folder(browser: httpx.AsyncClient, access: Access) -> None:
