@@ -71,7 +71,8 @@ class PackedUpdate:
         A tied head shares its parameter with the embedding, so no loader ever sees it: without this it would
         silently go on with the old embedding.
         """
-        heads = {module for name, module in self._model.named_modules(remove_duplicate=False) if _is_head(name, module)}
+        modules = self._model.named_modules(remove_duplicate=False)
+        heads: set[Any] = {module for name, module in modules if _is_head(name, module)}
         for module in heads:
             module.quant_method.process_weights_after_loading(module)
 
@@ -92,7 +93,7 @@ class _WaitingLayer:
 
     def __init__(
         self,
-        layer: torch.nn.Module,
+        layer: Any,
         scratch: Scratch,
         waiting: "dict[torch.nn.Module, _WaitingLayer]",
     ) -> None:
