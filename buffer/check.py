@@ -11,7 +11,8 @@ from redis import exceptions as redis_errors
 from redis.asyncio import Redis
 
 from crescendo.buffer import failures
-from crescendo.buffer.client import Client, make_redis
+from crescendo.buffer.client import Client
+from crescendo.buffer.connections import make_redis
 from crescendo.buffer.keys import Keys
 from crescendo.common.errors import BufferStateError, CrescendoError, EnvironmentProblem
 

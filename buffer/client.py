@@ -9,30 +9,27 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from redis import exceptions as redis_errors
 from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
 from crescendo.buffer import failures
+from crescendo.buffer.connections import CALL_S, make_redis
 from crescendo.buffer.keys import SCHEMA_VERSION, Keys
 from crescendo.buffer.scripts import script
-from crescendo.common.errors import BufferStateError, DeadlineError, RequestError
+from crescendo.common.errors import BufferStateError, DeadlineError
 from crescendo.proto.v1 import common_pb2
-
-CALL_S = 30.0
-"""Limit of one answer, in seconds."""
 
 PATIENCE_S = 20.0
 """How long calls are tried again when the server is away, in seconds."""
 
 _WAIT_SLICE_S = 10.0  # below CALL_S, so that a blocked wait is never mistaken for a lost connection
-_READS_PER_PIPELINE = 512
+_READS_PER_CALL = 256
 
 T = TypeVar("T")
 Argument = str | int | float | bytes
+Read = Literal["HGETALL", "GET"]
 
 
 class Client:
@@ -51,13 +48,23 @@ class Client:
             return await self.retrying(lambda: self._evaluate_durably(name, values))
         return await self.retrying(lambda: self._evaluate(self.redis, name, values))
 
-    async def read(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
-        """Answers of read commands, in order, by pipelines."""
+    async def read(self, reads: Sequence[tuple[Read, str]]) -> list[Any]:
+        """Answers of reads, in order; reads: (command, key)."""
         answers: list[Any] = []
-        for start in range(0, len(commands), _READS_PER_PIPELINE):
-            chunk = commands[start : start + _READS_PER_PIPELINE]
-            answers += await self.retrying(lambda chunk=chunk: self._pipeline(chunk))  # type: ignore[misc]
+        for start in range(0, len(reads), _READS_PER_CALL):
+            chunk = reads[start : start + _READS_PER_CALL]
+            arguments = [word for command, key in chunk for word in (command, key.removeprefix(self.keys.prefix))]
+            raw = await self.run("read", None, *arguments)
+            answers += [
+                dict(zip(answer[::2], answer[1::2], strict=True)) if command == "HGETALL" else answer
+                for (command, _), answer in zip(chunk, raw, strict=True)
+            ]
         return answers
+
+    async def list_ids(self, key: str, limit: int) -> list[bytes]:
+        """Members of a sorted set, lowest score first; limit 0: all."""
+        execute: Callable[..., Awaitable[list[bytes]]] = self.redis.execute_command
+        return await self.retrying(lambda: execute("ZRANGE", key, 0, limit - 1))
 
     async def wait_for_hint(self, key: str, wait_s: float) -> None:
         """Returns when the wake-up key has an element, or after wait_s."""
@@ -103,13 +110,6 @@ class Client:
             )
         return answer
 
-    async def _pipeline(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
-        async with self.redis.pipeline(transaction=False) as pipeline:
-            for command in commands:
-                pipeline.execute_command(*command)
-            answers: list[Any] = await pipeline.execute()
-        return answers
-
 
 async def open_client(url: str, run_id: str, *, patience_s: float = PATIENCE_S) -> Client:
     """Connects, and checks that the server answers and holds this schema version.
@@ -135,17 +135,3 @@ async def open_client(url: str, run_id: str, *, patience_s: float = PATIENCE_S) 
             fix="Continue the run with the Crescendo version that started it, or start a new run.",
         )
     return Client(redis, keys, patience_s=patience_s, aof=int(persistence.get("aof_enabled", 0)) == 1)
-
-
-def make_redis(url: str) -> "Redis":
-    """A client that leaves retries to `Client`; raises RequestError for a URL that isn't one."""
-    try:
-        return Redis.from_url(
-            url, socket_timeout=CALL_S, socket_connect_timeout=CALL_S / 3, retry=Retry(NoBackoff(), 0)
-        )
-    except ValueError as error:
-        raise RequestError(
-            f"buffer URL is not valid: {error}.",
-            field="buffer.url",
-            fix="Write redis://host:port/0, rediss://user:password@host:port/0 or unix:///path/to/socket.",
-        ) from None

@@ -92,8 +92,7 @@ class Ledger(Trajectories):
             return rows
 
         rows = await self._waiting(attempt, self._keys.wake_score, wait_s)
-        loaded = await self._load_with_prompts(_ids(rows))
-        return [Claim(trajectory, prompt) for trajectory, prompt in loaded]
+        return await self._load_claims(_ids(rows))
 
     async def score(self, fence: common_pb2.Fence, scored: Sequence[Scored]) -> list[GroupId]:
         completed: list[GroupId] = []

@@ -1,8 +1,9 @@
 """Between the domain types and what lies in Redis: hash fields, packed segments, components."""
 
+import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-import numpy as np
 from google.protobuf.message import DecodeError
 
 from crescendo.buffer.protocol import Update
@@ -11,6 +12,7 @@ from crescendo.common.types import (
     Group,
     GroupId,
     GroupState,
+    IntArray,
     PromptId,
     Segment,
     Trajectory,
@@ -88,7 +90,7 @@ def refused_updates(refused: Sequence[tuple[str, int]], updates: Sequence[Update
 def pack_components(trajectory: TrajectoryId, components: Sequence[common_pb2.RewardComponent]) -> bytes:
     """Components as one message; raises RequestError for a reward that is not finite."""
     for component in components:
-        if not np.isfinite(component.raw) or not np.isfinite(component.weight):
+        if not math.isfinite(component.raw) or not math.isfinite(component.weight):
             raise RequestError(
                 f"reward component {component.name} of {trajectory} has raw {component.raw} and weight "
                 f"{component.weight}; both must be finite.",
@@ -109,28 +111,20 @@ def unpack_segments(identity: TrajectoryId, segments: Sequence[bytes]) -> tuple[
         ) from error
 
 
-def make_trajectory(
-    identity: TrajectoryId,
-    fields: _Fields,
-    prompt: common_pb2.Prompt,
-    segments: Sequence[bytes],
-    components: bytes | None,
-) -> Trajectory:
-    """A trajectory from its hash, its list of segments and its components."""
-    if not fields:
-        raise RequestError(f"trajectory {identity} is unknown.", field="trajectory_id")
-    scored = reward_pb2.ScoreResult.FromString(components) if components else reward_pb2.ScoreResult()
+def make_trajectory(identity: TrajectoryId, row: Sequence[Any], prompt_token_ids: IntArray) -> Trajectory:
+    """A trajectory from load_trajectories.lua's row."""
+    group, state, finish_reason, attempts, spans, drop_reason, components, segments = row
     return Trajectory(
         trajectory_id=identity,
-        group_id=GroupId(_text(fields, b"group")),
-        prompt_token_ids=np.array(prompt.token_ids, dtype=np.int32),
+        group_id=GroupId(group.decode()),
+        prompt_token_ids=prompt_token_ids,
         segments=unpack_segments(identity, segments),
-        state=TrajectoryState(_text(fields, b"state")),
-        finish_reason=common_pb2.FinishReason.ValueType(_number(fields, b"finish_reason")),
-        components=tuple(scored.components),
-        attempts=_number(fields, b"attempts"),
-        spans=_number(fields, b"spans"),
-        drop_reason=_text(fields, b"drop_reason"),
+        state=TrajectoryState(state.decode()),
+        finish_reason=common_pb2.FinishReason.ValueType(int(finish_reason or 0)),
+        components=tuple(reward_pb2.ScoreResult.FromString(components).components) if components else (),
+        attempts=int(attempts or 0),
+        spans=int(spans or 0),
+        drop_reason=(drop_reason or b"").decode(),
     )
 
 

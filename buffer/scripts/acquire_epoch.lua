@@ -19,5 +19,5 @@ if call('EXISTS', 'scoring') == 1 then
   call('DEL', 'scoring')
   wake('score')
 end
-save_counts()
+save()
 return {epoch, tonumber(call('GET', 'lease_clock') or 0)}

@@ -20,9 +20,10 @@ if repeated then
 end
 
 for _, id in ipairs(call('ZRANGEBYSCORE', 'resting', '-inf', '(' .. iteration)) do
-  call('ZADD', 'parked', call('HGET', 'trajectory:' .. id, 'sequence'), id)
-  call('ZREM', 'resting', id)
+  enqueue('parked', id, call('HGET', 'trajectory:' .. id, 'sequence'))
+  dequeue('resting', id)
 end
+save() -- what follows pops from the queue
 
 local expiry = tonumber(call('GET', 'lease_clock') or 0) + lease_ms
 local claimed = {}
@@ -40,8 +41,8 @@ local function lease(id)
   end
   call('HSET', 'trajectory:' .. id, 'state', 'leased', 'worker', worker, 'lease_ms', lease_ms, 'spans', spans,
     'span_iteration', iteration)
-  call('ZADD', 'leases', expiry, id)
-  call('SADD', 'held:' .. worker, id)
+  enqueue('leases', id, expiry)
+  hold(worker, id, true)
   transition(t[3], t[1], 'leased')
   local next = #claimed
   claimed[next + 1], claimed[next + 2], claimed[next + 3] = id, t[2], tonumber(t[4] or 0)
@@ -70,5 +71,5 @@ end
 if #claimed > 0 then
   remember(worker, nonce, claimed)
 end
-save_counts()
+save()
 return claimed

@@ -18,7 +18,7 @@ end
 local popped = call('ZPOPMIN', 'finished', ARGV[3])
 local taken = {}
 for i = 1, #popped, 2 do
-  call('ZADD', 'scoring', popped[i + 1], popped[i])
+  enqueue('scoring', popped[i], popped[i + 1])
   taken[#taken + 1] = popped[i]
 end
 if call('EXISTS', 'finished') == 1 then
@@ -29,4 +29,5 @@ end
 if #taken > 0 then
   remember('scoring', ARGV[4], taken)
 end
+save()
 return taken

@@ -18,5 +18,5 @@ if state ~= 'open' and state ~= 'complete' then
   return refuse('group ' .. ARGV[3] .. ' is ' .. (state or 'unknown') .. '; only an open or complete one can be dropped.')
 end
 drop_group(ARGV[3], ARGV[4])
-save_counts()
+save()
 return 1

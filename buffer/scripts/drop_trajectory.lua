@@ -15,7 +15,7 @@ if not group then
   return refuse('trajectory ' .. ARGV[3] .. ' is unknown.')
 end
 drop(ARGV[3], ARGV[4])
-save_counts()
+save()
 local g = call('HMGET', 'group:' .. group, 'settled_by', 'state')
 if g[1] == ARGV[3] and (g[2] == 'complete' or g[2] == 'dropped') then
   return {group}

@@ -17,5 +17,5 @@ local ids = call('ZRANGEBYSCORE', 'leases', '-inf', clock)
 for _, id in ipairs(ids) do
   lose_lease(id, tonumber(ARGV[4]))
 end
-save_counts()
+save()
 return {clock, ids}

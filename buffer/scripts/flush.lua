@@ -15,30 +15,10 @@ end
 local worker = ARGV[3]
 local now = tonumber(call('GET', 'lease_clock') or 0)
 local lost, refused = {}, {}
-local any_finished = false
 
 local function refuse_update(id, stored)
   refused[#refused + 1] = id
   refused[#refused + 1] = stored
-end
-
-local function end_lease(id, state, finish_reason, interrupted, t)
-  call('ZREM', 'leases', id)
-  call('SREM', 'held:' .. worker, id)
-  transition(t[6], 'leased', state)
-  if state == 'parked' then
-    call('HSET', 'trajectory:' .. id, 'state', state)
-    if interrupted == '1' then
-      call('ZADD', 'parked', t[5], id)
-      wake('claim')
-    else
-      call('ZADD', 'resting', t[7], id)
-    end
-  else
-    call('HSET', 'trajectory:' .. id, 'state', state, 'finish_reason', finish_reason)
-    call('ZADD', 'finished', t[5], id)
-    any_finished = true
-  end
 end
 
 local function apply(id, offset, num_tokens, state, finish_reason, weight_version, interrupted, segment)
@@ -62,23 +42,35 @@ local function apply(id, offset, num_tokens, state, finish_reason, weight_versio
   if offset > stored or (offset < stored and last > stored) then
     return refuse_update(id, stored)
   end
+
+  local fields = {'state', state}
   if last > stored then
     call('RPUSH', 'segments:' .. id, segment)
-    call('HSET', 'trajectory:' .. id, 'tokens', last, 'weights', weight_version)
+    fields = {'state', state, 'tokens', last, 'weights', weight_version}
   end
   if state == 'leased' then
-    call('ZADD', 'leases', now + tonumber(t[4]), id)
+    enqueue('leases', id, now + tonumber(t[4]))
   else
-    end_lease(id, state, finish_reason, interrupted, t)
+    dequeue('leases', id)
+    hold(worker, id, false)
+    transition(t[6], 'leased', state)
   end
+  if state == 'parked' and interrupted == '1' then
+    enqueue('parked', id, t[5])
+    wake('claim')
+  elseif state == 'parked' then
+    enqueue('resting', id, t[7])
+  elseif state == 'finished' then
+    fields[#fields + 1], fields[#fields + 2] = 'finish_reason', finish_reason
+    enqueue('finished', id, t[5])
+    wake('score')
+  end
+  call('HSET', 'trajectory:' .. id, unpack(fields))
 end
 
 for i = 4, #ARGV, 8 do
   apply(ARGV[i], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2]), ARGV[i + 3], ARGV[i + 4], ARGV[i + 5], ARGV[i + 6],
     ARGV[i + 7])
 end
-if any_finished then
-  wake('score')
-end
-save_counts()
+save()
 return {lost, refused}

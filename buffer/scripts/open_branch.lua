@@ -82,5 +82,5 @@ for _, state in ipairs({'open', 'complete'}) do
   end
 end
 call('HSET', 'branches', branch, origin)
-save_counts()
+save()
 return branch

@@ -21,7 +21,7 @@ local function open_group(id, prompt_id, branch, iteration, stage, samples, prom
     local trajectory = member(id, sample)
     call('HSET', 'trajectory:' .. trajectory, 'group', id, 'state', 'pending', 'opened', iteration,
       'sequence', first + sample)
-    call('ZADD', 'pending', first + sample, trajectory)
+    enqueue('pending', trajectory, first + sample)
   end
   count('groups.open', 1)
   count('trajectories.pending', samples)
@@ -38,5 +38,5 @@ end
 if opened > 0 then
   wake('claim')
 end
-save_counts()
+save()
 return opened

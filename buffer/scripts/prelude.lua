@@ -55,9 +55,26 @@ local function touch()
   call('HINCRBY', 'fence', 'repeats', 1)
 end
 
--- Counters: gathered here, written once by save_counts --------------------------------------------------
+-- Queues and counters: changes are gathered and written once, by save() ----------------------------------
+-- One ZADD of hundreds of members costs little more than one of one. The last change of a member counts.
 
+local queue_changes, held_changes = {}, {}
 local count_changes, open_changes = {}, {}
+local woken = {}
+
+local function enqueue(queue, id, score)
+  queue_changes[queue] = queue_changes[queue] or {}
+  queue_changes[queue][id] = score
+end
+
+local function dequeue(queue, id)
+  enqueue(queue, id, false)
+end
+
+local function hold(worker, id, holds)
+  held_changes[worker] = held_changes[worker] or {}
+  held_changes[worker][id] = holds
+end
 
 local function count(field, change)
   count_changes[field] = (count_changes[field] or 0) + change
@@ -75,7 +92,41 @@ local function transition(opened, old, new)
   count_open(opened, new, 1)
 end
 
-local function save_counts()
+-- Workers that wait for `claim` or `score` are to look again.
+local function wake(name)
+  woken[name] = true
+end
+
+-- Lua's stack bounds the arguments of one call.
+local function call_in_parts(command, name, arguments)
+  for first = 1, #arguments, 1000 do
+    call(command, name, unpack(arguments, first, math.min(first + 999, #arguments)))
+  end
+end
+
+local function save_members(name, changes, add, remove, with_score)
+  local added, removed = {}, {}
+  for id, value in pairs(changes) do
+    if not value then
+      removed[#removed + 1] = id
+    else
+      if with_score then
+        added[#added + 1] = value
+      end
+      added[#added + 1] = id
+    end
+  end
+  call_in_parts(remove, name, removed)
+  call_in_parts(add, name, added)
+end
+
+local function save()
+  for queue, changes in pairs(queue_changes) do
+    save_members(queue, changes, 'ZADD', 'ZREM', true)
+  end
+  for worker, changes in pairs(held_changes) do
+    save_members('held:' .. worker, changes, 'SADD', 'SREM', false)
+  end
   for field, change in pairs(count_changes) do
     if change ~= 0 then
       call('HINCRBY', 'counts', field, change)
@@ -86,6 +137,12 @@ local function save_counts()
       call('HDEL', 'open', field)
     end
   end
+  for name in pairs(woken) do
+    if call('LLEN', 'wake:' .. name) == 0 then
+      call('RPUSH', 'wake:' .. name, '1')
+    end
+  end
+  queue_changes, held_changes, count_changes, open_changes, woken = {}, {}, {}, {}, {}
 end
 
 -- Groups ------------------------------------------------------------------------------------------------
@@ -126,24 +183,18 @@ end
 
 -- Trajectories ------------------------------------------------------------------------------------------
 
-local function wake(name)
-  if call('LLEN', 'wake:' .. name) == 0 then
-    call('RPUSH', 'wake:' .. name, '1')
-  end
-end
-
 local function unqueue(id, state, worker)
   if state == 'pending' then
-    call('ZREM', 'pending', id)
+    dequeue('pending', id)
   elseif state == 'leased' then
-    call('ZREM', 'leases', id)
-    call('SREM', 'held:' .. worker, id)
+    dequeue('leases', id)
+    hold(worker, id, false)
   elseif state == 'parked' then
-    call('ZREM', 'parked', id)
-    call('ZREM', 'resting', id)
+    dequeue('parked', id)
+    dequeue('resting', id)
   elseif state == 'finished' then
-    call('ZREM', 'finished', id)
-    call('ZREM', 'scoring', id)
+    dequeue('finished', id)
+    dequeue('scoring', id)
   end
 end
 
@@ -191,7 +242,7 @@ local function lose_lease(id, max_attempts)
   end
   unqueue(id, 'leased', t[1])
   call('HSET', 'trajectory:' .. id, 'state', 'parked', 'worker', '')
-  call('ZADD', 'parked', t[3], id)
+  enqueue('parked', id, t[3])
   transition(t[2], 'leased', 'parked')
   wake('claim')
 end

@@ -40,5 +40,5 @@ for i = 6, #ARGV do
   call('HSET', 'group:' .. ARGV[i], 'consumed_iteration', iteration)
   call('ZADD', 'consumed:' .. branch, iteration, ARGV[i])
 end
-save_counts()
+save()
 return 1

@@ -17,5 +17,5 @@ for _, id in ipairs(ids) do
   lose_lease(id, tonumber(ARGV[4]))
 end
 call('HDEL', 'replies', ARGV[3])
-save_counts()
+save()
 return ids

@@ -11,29 +11,40 @@ local stale = check_fence()
 if stale then
   return stale
 end
+local known = {}
 for i = 3, #ARGV, 2 do
-  local state = call('HGET', 'trajectory:' .. ARGV[i], 'state')
-  if state ~= 'finished' and state ~= 'scored' and state ~= 'dropped' then
-    return refuse('trajectory ' .. ARGV[i] .. ' is ' .. (state or 'unknown') .. '; only a finished one can be scored.')
+  local t = call('HMGET', 'trajectory:' .. ARGV[i], 'state', 'group', 'opened')
+  if t[1] ~= 'finished' and t[1] ~= 'scored' and t[1] ~= 'dropped' then
+    return refuse('trajectory ' .. ARGV[i] .. ' is ' .. (t[1] or 'unknown') .. '; only a finished one can be scored.')
   end
+  known[ARGV[i]] = t
 end
 
-local completed = {}
+local scored, last = {}, {}
 for i = 3, #ARGV, 2 do
-  local id = ARGV[i]
-  local t = call('HMGET', 'trajectory:' .. id, 'state', 'group', 'opened')
+  local id, t = ARGV[i], known[ARGV[i]]
   if t[1] == 'finished' then
+    t[1] = 'scored'
     unqueue(id, 'finished', '')
     call('HSET', 'trajectory:' .. id, 'state', 'scored')
     call('SET', 'components:' .. id, ARGV[i + 1])
-    call('HINCRBY', 'group:' .. t[2], 'scored', 1)
     transition(t[3], 'finished', 'scored')
-    settle(t[2], id)
+    scored[t[2]], last[t[2]] = (scored[t[2]] or 0) + 1, id
   end
-  local g = call('HMGET', 'group:' .. t[2], 'settled_by', 'state')
-  if t[1] ~= 'dropped' and g[1] == id and g[2] == 'complete' then
+end
+for group, number in pairs(scored) do
+  call('HINCRBY', 'group:' .. group, 'scored', number)
+  settle(group, last[group])
+end
+
+local groups, completed = {}, {}
+for i = 3, #ARGV, 2 do
+  local id, t = ARGV[i], known[ARGV[i]]
+  groups[t[2]] = groups[t[2]] or call('HMGET', 'group:' .. t[2], 'settled_by', 'state')
+  local g = groups[t[2]]
+  if t[1] == 'scored' and g[1] == id and g[2] == 'complete' then
     completed[#completed + 1] = t[2]
   end
 end
-save_counts()
+save()
 return completed
