@@ -81,9 +81,9 @@ class RunProcess:
                 raise AssertionError(f"never saw {what}; the command printed:\n{self.text}")
             time.sleep(0.05)
 
-    def wait(self) -> int:
+    def wait(self, deadline_s: float = WAIT_S) -> int:
         """Waits for the command's end; returns its exit code."""
-        deadline = time.monotonic() + WAIT_S
+        deadline = time.monotonic() + deadline_s
         while self.process.poll() is None:
             self._remember()
             if time.monotonic() > deadline:
