@@ -25,7 +25,7 @@ _ENDINGS = {"done": "green", "stopped": "yellow", "failed": "red"}
 
 
 def seconds_text(seconds: float) -> str:
-    """4:05, or 1:04:05; a dash when unknown (negative)."""
+    """4:05, or 1:04:05; a dash when negative."""
     if seconds < 0:
         return "-"
     minutes, rest = divmod(round(seconds), 60)
@@ -58,7 +58,7 @@ def status_view(status: controller_pb2.RunStatus) -> RenderableType:
     head.add_column()
     head.add_column(justify="right")
     times = Text.assemble(("elapsed ", "dim"), seconds_text(status.elapsed_seconds))
-    if status.eta_seconds >= 0:
+    if status.eta_seconds > 0:
         times.append_text(Text.assemble(("   left ", "dim"), f"about {seconds_text(status.eta_seconds)}"))
     head.add_row(Text.assemble((status.name, "bold"), "   ", _position(status)), times)
     rows: list[RenderableType] = [head]
@@ -126,9 +126,10 @@ class PlainLines:
         parts += [f"{label} {value}" for label, value in metrics_text(status)]
         if status.tokens_per_second > 0:
             parts.append(rate_text(status.tokens_per_second))
-        if status.eta_seconds >= 0:
+        if status.eta_seconds > 0:
             parts.append(f"left about {seconds_text(status.eta_seconds)}")
-        return f"{seconds_text(status.elapsed_seconds):>8}  " + "  ".join(part for part in parts if part)
+        known = dict.fromkeys(part for part in parts if part)  # step and phase may have one name
+        return f"{seconds_text(status.elapsed_seconds):>8}  " + "  ".join(known)
 
 
 def event_line(status: controller_pb2.RunStatus, event: controller_pb2.Event) -> str:

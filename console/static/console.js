@@ -18,11 +18,12 @@ function colour(name) {
 
 function boundaries() {
   const found = [];
-  rows.forEach((row, number) => {
-    if (number === 0 || rows[number - 1].stage !== row.stage) {
+  for (const row of rows) {
+    // Row 0 is the validation before the first iteration; it belongs to no stage.
+    if (row.iteration >= 1 && (found.length === 0 || found.at(-1).stage !== row.stage)) {
       found.push({ at: row.iteration, stage: row.stage });
     }
-  });
+  }
   return found;
 }
 
