@@ -20,9 +20,9 @@ Schema version 1. G is a group id, T a trajectory id, W a worker id, B a branch,
 | prompt:G          | string | crescendo.v1.Prompt                                                               |
 | groups:<state>    | zset   | group ids by sequence                                                             |
 | consumed:B        | zset   | group ids by the iteration that consumed them on branch B                         |
-| trajectory:T      | hash   | group, state, opened (its group's iteration), sequence, tokens, spans,            |
-|                   |        | span_iteration (newest iteration it ran in), attempts, worker, lease_ms,          |
-|                   |        | finish_reason, weights (newest version in it), drop_reason                        |
+| trajectories      | hash   | T -> MessagePack map: group, state, opened (its group's iteration), sequence,     |
+|                   |        | tokens, spans, span_iteration (newest iteration it ran in), attempts, worker,     |
+|                   |        | lease_ms, finish_reason, weights (newest version in it), drop_reason              |
 | segments:T        | list   | crescendo.v1.Segment, in order                                                    |
 | components:T      | string | crescendo.v1.ScoreResult                                                          |
 | pending           | zset   | T by sequence: never run                                                          |
@@ -40,7 +40,8 @@ Schema version 1. G is a group id, T a trajectory id, W a worker id, B a branch,
 | version           | string | newest weight version issued                                                      |
 | weights:V         | hash   | parent, branch, iteration, manifest (crescendo.v1.WeightManifest)                 |
 
-A trajectory that isn't scored or dropped belongs to an open group, always.
+The states of trajectories lie in one hash, so that a script reads and writes hundreds of them by one command
+each. A trajectory that isn't scored or dropped belongs to an open group, always.
 """
 
 import re
@@ -113,9 +114,6 @@ class Keys:
 
     def groups(self, state: str) -> str:
         return f"{self.prefix}groups:{state}"
-
-    def trajectory(self, trajectory: TrajectoryId) -> str:
-        return f"{self.prefix}trajectory:{trajectory}"
 
     def segments(self, trajectory: TrajectoryId) -> str:
         return f"{self.prefix}segments:{trajectory}"

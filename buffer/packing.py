@@ -120,11 +120,11 @@ def make_trajectory(identity: TrajectoryId, row: Sequence[Any], prompt_token_ids
         prompt_token_ids=prompt_token_ids,
         segments=unpack_segments(identity, segments),
         state=TrajectoryState(state.decode()),
-        finish_reason=common_pb2.FinishReason.ValueType(int(finish_reason or 0)),
+        finish_reason=common_pb2.FinishReason.ValueType(finish_reason),
         components=tuple(reward_pb2.ScoreResult.FromString(components).components) if components else (),
-        attempts=int(attempts or 0),
-        spans=int(spans or 0),
-        drop_reason=(drop_reason or b"").decode(),
+        attempts=attempts,
+        spans=spans,
+        drop_reason=drop_reason.decode(),
     )
 
 

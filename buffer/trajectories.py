@@ -71,7 +71,7 @@ class Trajectories(Part):
             chunk = ids[start : start + _TRAJECTORIES_PER_READ]
             rows = await self._client.run("load_trajectories", None, *chunk)
             for identity, row in zip(chunk, rows, strict=True):
-                if row[0] is None:
+                if not row:
                     raise RequestError(f"trajectory {identity} is unknown.", field="trajectory_id")
             prompts = await self._prompts(GroupId(row[0].decode()) for row in rows)
             for identity, row in zip(chunk, rows, strict=True):

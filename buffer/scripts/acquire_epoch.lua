@@ -5,13 +5,15 @@
 --
 -- Arguments  none (ARGV[1], ARGV[2] are ignored)
 -- Reads      leases, scoring, lease_clock
--- Writes     fence, replies, leases, held:*, trajectory:*, parked, finished, scoring, counts, open, wake:*
+-- Writes     fence, replies, leases, held:*, trajectories, parked, finished, scoring, counts, open, wake:*
 -- Returns    {epoch, lease clock in ms}
 
 local epoch = call('HINCRBY', 'fence', 'epoch', 1)
 call('HSET', 'fence', 'counter', 0)
 call('DEL', 'replies')
-for _, id in ipairs(call('ZRANGE', 'leases', 0, -1)) do
+local leased = call('ZRANGE', 'leases', 0, -1)
+fetch(leased)
+for _, id in ipairs(leased) do
   lose_lease(id, nil)
 end
 if call('EXISTS', 'scoring') == 1 then

@@ -3,8 +3,8 @@
 -- oldest first, then pending ones. A trajectory that has spanned max_spans iterations is dropped instead.
 --
 -- Arguments  ARGV[3] worker, [4] limit, [5] lease in ms, [6] iteration, [7] max_spans (0: no limit), [8] nonce
--- Reads      resting, parked, pending, trajectory:*, lease_clock, replies
--- Writes     resting, parked, pending, trajectory:*, leases, held:<worker>, replies, counts, open, wake:claim;
+-- Reads      resting, parked, pending, trajectories, lease_clock, replies
+-- Writes     resting, parked, pending, trajectories, leases, held:<worker>, replies, counts, open, wake:claim;
 --            on a drop also group:*, groups:*
 -- Returns    flat list, five a trajectory: id, group id, attempts, spans, tokens so far
 
@@ -13,14 +13,16 @@ if stale then
   return stale
 end
 local worker, limit, lease_ms = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
-local iteration, max_spans, nonce = ARGV[6], tonumber(ARGV[7]), ARGV[8]
+local iteration, max_spans, nonce = tonumber(ARGV[6]), tonumber(ARGV[7]), ARGV[8]
 local repeated = recall(worker, nonce)
 if repeated then
   return repeated
 end
 
-for _, id in ipairs(call('ZRANGEBYSCORE', 'resting', '-inf', '(' .. iteration)) do
-  enqueue('parked', id, call('HGET', 'trajectory:' .. id, 'sequence'))
+local rested = call('ZRANGEBYSCORE', 'resting', '-inf', '(' .. iteration)
+fetch(rested)
+for _, id in ipairs(rested) do
+  enqueue('parked', id, records[id].sequence)
   dequeue('resting', id)
 end
 save() -- what follows pops from the queue
@@ -28,37 +30,39 @@ save() -- what follows pops from the queue
 local expiry = tonumber(call('GET', 'lease_clock') or 0) + lease_ms
 local claimed = {}
 
+-- True unless the trajectory was dropped instead.
 local function lease(id)
-  local t = call('HMGET', 'trajectory:' .. id, 'state', 'group', 'opened', 'attempts', 'spans', 'span_iteration',
-    'tokens')
-  local spans = tonumber(t[5] or 0)
-  if t[6] ~= iteration then
-    if max_spans > 0 and spans >= max_spans then
+  local t = records[id]
+  if t.span_iteration ~= iteration then
+    if max_spans > 0 and (t.spans or 0) >= max_spans then
       drop(id, 'max_spans')
-      return 0
+      return false
     end
-    spans = spans + 1
+    t.spans, t.span_iteration = (t.spans or 0) + 1, iteration
   end
-  call('HSET', 'trajectory:' .. id, 'state', 'leased', 'worker', worker, 'lease_ms', lease_ms, 'spans', spans,
-    'span_iteration', iteration)
+  t.worker, t.lease_ms = worker, lease_ms
+  transition(id, t, 'leased')
   enqueue('leases', id, expiry)
   hold(worker, id, true)
-  transition(t[3], t[1], 'leased')
-  local next = #claimed
-  claimed[next + 1], claimed[next + 2], claimed[next + 3] = id, t[2], tonumber(t[4] or 0)
-  claimed[next + 4], claimed[next + 5] = spans, tonumber(t[7] or 0)
-  return 1
+  for _, value in ipairs({id, t.group, t.attempts or 0, t.spans, t.tokens or 0}) do
+    claimed[#claimed + 1] = value
+  end
+  return true
 end
 
 local left = limit
 for _, queue in ipairs({'parked', 'pending'}) do
   while left > 0 do
-    local popped = call('ZPOPMIN', queue, left)
-    if #popped == 0 then
+    local popped, ids = call('ZPOPMIN', queue, left), {}
+    for i = 1, #popped, 2 do
+      ids[#ids + 1] = popped[i]
+    end
+    if #ids == 0 then
       break
     end
-    for i = 1, #popped, 2 do
-      left = left - lease(popped[i])
+    fetch(ids)
+    for _, id in ipairs(ids) do
+      left = lease(id) and left - 1 or left
     end
   end
 end

@@ -2,8 +2,8 @@
 -- Excludes an open or complete group with its trajectories; what they hold stays.
 --
 -- Arguments  ARGV[3] group id, [4] reason
--- Reads      group:<id>, trajectory:*
--- Writes     group:<id>, groups:*, trajectory:*, the queues they are in, counts, open
+-- Reads      group:<id>, trajectories
+-- Writes     group:<id>, groups:*, trajectories, the queues they are in, counts, open
 -- Returns    1 if it was dropped now, 0 if it had been before
 
 local stale = check_fence()

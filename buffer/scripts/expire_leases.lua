@@ -2,8 +2,8 @@
 -- Moves the lease clock forward and parks every trajectory whose lease ran out by it.
 --
 -- Arguments  ARGV[3] lease clock in ms as the controller counts it, [4] lost leases that drop a trajectory
--- Reads      lease_clock, leases, trajectory:*
--- Writes     lease_clock, leases, held:*, trajectory:*, parked, counts, open, wake:claim; on a drop also
+-- Reads      lease_clock, leases, trajectories
+-- Writes     lease_clock, leases, held:*, trajectories, parked, counts, open, wake:claim; on a drop also
 --            group:*, groups:*
 -- Returns    {lease clock in ms, ids}
 
@@ -14,6 +14,7 @@ end
 local clock = math.max(tonumber(ARGV[3]), tonumber(call('GET', 'lease_clock') or 0))
 call('SET', 'lease_clock', clock)
 local ids = call('ZRANGEBYSCORE', 'leases', '-inf', clock)
+fetch(ids)
 for _, id in ipairs(ids) do
   lose_lease(id, tonumber(ARGV[4]))
 end

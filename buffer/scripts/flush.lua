@@ -4,8 +4,8 @@
 --
 -- Arguments  ARGV[3] worker; then eight an update: trajectory id, offset, number of tokens, new state,
 --            finish reason, weight version, interrupted (1: parked by a pause), packed segment (empty: none)
--- Reads      trajectory:*, lease_clock
--- Writes     trajectory:*, segments:*, leases, held:<worker>, resting, parked, finished, counts, open, wake:*
+-- Reads      trajectories, lease_clock
+-- Writes     trajectories, segments:*, leases, held:<worker>, resting, parked, finished, counts, open, wake:*
 -- Returns    {ids whose lease is lost, flat list of refused updates: id, tokens stored (-1: unknown id)}
 
 local stale = check_fence()
@@ -22,18 +22,17 @@ local function refuse_update(id, stored)
 end
 
 local function apply(id, offset, num_tokens, state, finish_reason, weight_version, interrupted, segment)
-  local t = call('HMGET', 'trajectory:' .. id, 'state', 'worker', 'tokens', 'lease_ms', 'sequence', 'opened',
-    'span_iteration')
-  local stored, last = tonumber(t[3] or 0), offset + num_tokens
-  if not t[1] then
+  local t, last = records[id], offset + num_tokens
+  if not t then
     return refuse_update(id, -1)
   end
-  if t[2] ~= worker then
+  local stored = t.tokens or 0
+  if t.worker ~= worker then
     lost[#lost + 1] = id
     return
   end
-  if t[1] ~= 'leased' then
-    local repeated = t[1] == state or (t[1] == 'scored' and state == 'finished')
+  if t.state ~= 'leased' then
+    local repeated = t.state == state or (t.state == 'scored' and state == 'finished')
     if not repeated or last > stored then
       lost[#lost + 1] = id
     end
@@ -43,34 +42,37 @@ local function apply(id, offset, num_tokens, state, finish_reason, weight_versio
     return refuse_update(id, stored)
   end
 
-  local fields = {'state', state}
   if last > stored then
     call('RPUSH', 'segments:' .. id, segment)
-    fields = {'state', state, 'tokens', last, 'weights', weight_version}
+    t.tokens, t.weights = last, weight_version
+    changed[id] = true
   end
   if state == 'leased' then
-    enqueue('leases', id, now + tonumber(t[4]))
-  else
-    dequeue('leases', id)
-    hold(worker, id, false)
-    transition(t[6], 'leased', state)
+    enqueue('leases', id, now + t.lease_ms)
+    return
   end
-  if state == 'parked' and interrupted == '1' then
-    enqueue('parked', id, t[5])
-    wake('claim')
-  elseif state == 'parked' then
-    enqueue('resting', id, t[7])
-  elseif state == 'finished' then
-    fields[#fields + 1], fields[#fields + 2] = 'finish_reason', finish_reason
-    enqueue('finished', id, t[5])
+  unqueue(id, t)
+  transition(id, t, state)
+  if state == 'finished' then
+    t.finish_reason = finish_reason
+    enqueue('finished', id, t.sequence)
     wake('score')
+  elseif interrupted == '1' then
+    enqueue('parked', id, t.sequence)
+    wake('claim')
+  else
+    enqueue('resting', id, t.span_iteration)
   end
-  call('HSET', 'trajectory:' .. id, unpack(fields))
 end
 
+local ids = {}
 for i = 4, #ARGV, 8 do
-  apply(ARGV[i], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2]), ARGV[i + 3], ARGV[i + 4], ARGV[i + 5], ARGV[i + 6],
-    ARGV[i + 7])
+  ids[#ids + 1] = ARGV[i]
+end
+fetch(ids)
+for i = 4, #ARGV, 8 do
+  apply(ARGV[i], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2]), ARGV[i + 3], tonumber(ARGV[i + 4]),
+    tonumber(ARGV[i + 5]), ARGV[i + 6], ARGV[i + 7])
 end
 save()
 return {lost, refused}

@@ -3,19 +3,20 @@
 -- so it checks no fence; ARGV[1] and ARGV[2] are unused.
 --
 -- Arguments  from ARGV[3] trajectory ids
--- Reads      trajectory:*, segments:*, components:*
--- Returns    a list of {group, state, finish reason, attempts, spans, drop reason, components, segments}; the
---            group is nil for an unknown id
+-- Reads      trajectories, segments:*, components:*
+-- Returns    a list of {group, state, finish reason, attempts, spans, drop reason, components, segments};
+--            {} for an unknown id
 
+local ids = {unpack(ARGV, 3)}
+fetch(ids)
 local answers = {}
-for i = 3, #ARGV do
-  local t = call('HMGET', 'trajectory:' .. ARGV[i], 'group', 'state', 'finish_reason', 'attempts', 'spans',
-    'drop_reason')
-  t[7] = t[2] == 'scored' or t[2] == 'dropped'
-  if t[7] then
-    t[7] = call('GET', 'components:' .. ARGV[i])
+for i, id in ipairs(ids) do
+  local t = records[id]
+  answers[i] = {}
+  if t then
+    local ended = t.state == 'scored' or t.state == 'dropped'
+    answers[i] = {t.group, t.state, t.finish_reason or 0, t.attempts or 0, t.spans or 0, t.drop_reason or '',
+      ended and call('GET', 'components:' .. id), call('LRANGE', 'segments:' .. id, 0, -1)}
   end
-  t[8] = call('LRANGE', 'segments:' .. ARGV[i], 0, -1)
-  answers[#answers + 1] = t
 end
 return answers

@@ -5,8 +5,8 @@
 -- Asking again before anything was consumed on the new branch returns the same number.
 --
 -- Arguments  ARGV[3] parent branch, [4] iteration of the restored commit, [5] drop_partials (0 or 1)
--- Reads      branches, consumed:*, groups:open, groups:complete, weights:*, version, trajectory:*
--- Writes     fence, branches, groups:*, group:*, consumed:*, trajectory:*, the queues they are in, counts, open
+-- Reads      branches, consumed:*, groups:open, groups:complete, weights:*, version, trajectories
+-- Writes     fence, branches, groups:*, group:*, consumed:*, trajectories, the queues they are in, counts, open
 -- Returns    the number of the new branch
 
 local stale = check_fence()
@@ -60,8 +60,8 @@ local function restored_version()
 end
 
 local function is_newer(group, restored)
-  for sample = 0, tonumber(call('HGET', 'group:' .. group, 'samples')) - 1 do
-    if tonumber(call('HGET', 'trajectory:' .. member(group, sample), 'weights') or 0) > restored then
+  for _, id in ipairs(fetch_members(group)) do
+    if (records[id].weights or 0) > restored then
       return true
     end
   end

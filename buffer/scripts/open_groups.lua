@@ -3,7 +3,7 @@
 --
 -- Arguments  from ARGV[3], seven a group: group id, prompt id, branch, iteration, stage, samples, prompt
 -- Reads      group:*, sequence
--- Writes     group:*, prompt:*, trajectory:*, groups:open, pending, sequence, counts, open, wake:claim
+-- Writes     group:*, prompt:*, trajectories, groups:open, pending, sequence, counts, open, wake:claim
 -- Returns    how many were new
 
 local stale = check_fence()
@@ -19,13 +19,13 @@ local function open_group(id, prompt_id, branch, iteration, stage, samples, prom
   call('ZADD', 'groups:open', first, id)
   for sample = 0, samples - 1 do
     local trajectory = member(id, sample)
-    call('HSET', 'trajectory:' .. trajectory, 'group', id, 'state', 'pending', 'opened', iteration,
-      'sequence', first + sample)
+    records[trajectory] = {group = id, state = 'pending', opened = tonumber(iteration), sequence = first + sample}
+    changed[trajectory] = true
     enqueue('pending', trajectory, first + sample)
   end
   count('groups.open', 1)
   count('trajectories.pending', samples)
-  count_open(iteration, 'pending', samples)
+  count_open(tonumber(iteration), 'pending', samples)
 end
 
 local opened = 0

@@ -55,12 +55,34 @@ local function touch()
   call('HINCRBY', 'fence', 'repeats', 1)
 end
 
--- Queues and counters: changes are gathered and written once, by save() ----------------------------------
--- One ZADD of hundreds of members costs little more than one of one. The last change of a member counts.
+-- The state, while a script runs ------------------------------------------------------------------------
+-- Trajectories are read into `records`, changed there, and written back with queues and counters by save():
+-- one HSET or ZADD of hundreds costs little more than one of one. The last change of a member counts.
 
+local records, changed = {}, {}
 local queue_changes, held_changes = {}, {}
 local count_changes, open_changes = {}, {}
 local woken = {}
+
+-- Lua's stack bounds the arguments of one call; 1000 is even, so pairs stay together.
+local function call_in_parts(command, name, arguments)
+  for first = 1, #arguments, 1000 do
+    call(command, name, unpack(arguments, first, math.min(first + 999, #arguments)))
+  end
+end
+
+-- Reads trajectories into records; unknown ones stay nil.
+local function fetch(ids)
+  for first = 1, #ids, 1000 do
+    local packed = call('HMGET', 'trajectories', unpack(ids, first, math.min(first + 999, #ids)))
+    for i = 1, #packed do
+      local id = ids[first + i - 1]
+      if packed[i] and not records[id] then
+        records[id] = cmsgpack.unpack(packed[i])
+      end
+    end
+  end
+end
 
 local function enqueue(queue, id, score)
   queue_changes[queue] = queue_changes[queue] or {}
@@ -81,27 +103,23 @@ local function count(field, change)
 end
 
 local function count_open(opened, state, change)
-  local field = opened .. ':' .. state
-  open_changes[field] = (open_changes[field] or 0) + change
+  open_changes[opened] = open_changes[opened] or {}
+  open_changes[opened][state] = (open_changes[opened][state] or 0) + change
 end
 
-local function transition(opened, old, new)
-  count('trajectories.' .. old, -1)
-  count('trajectories.' .. new, 1)
-  count_open(opened, old, -1)
-  count_open(opened, new, 1)
+-- Moves a trajectory of an open group to another state.
+local function transition(id, t, state)
+  count_open(t.opened, t.state, -1)
+  count_open(t.opened, state, 1)
+  count('trajectories.' .. t.state, -1)
+  count('trajectories.' .. state, 1)
+  t.state = state
+  changed[id] = true
 end
 
 -- Workers that wait for `claim` or `score` are to look again.
 local function wake(name)
   woken[name] = true
-end
-
--- Lua's stack bounds the arguments of one call.
-local function call_in_parts(command, name, arguments)
-  for first = 1, #arguments, 1000 do
-    call(command, name, unpack(arguments, first, math.min(first + 999, #arguments)))
-  end
 end
 
 local function save_members(name, changes, add, remove, with_score)
@@ -120,29 +138,43 @@ local function save_members(name, changes, add, remove, with_score)
   call_in_parts(add, name, added)
 end
 
+local function save_counts()
+  for field, change in pairs(count_changes) do
+    if change ~= 0 then
+      call('HINCRBY', 'counts', field, change)
+    end
+  end
+  for opened, states in pairs(open_changes) do
+    for state, change in pairs(states) do
+      local field = opened .. ':' .. state
+      if change ~= 0 and call('HINCRBY', 'open', field, change) == 0 then
+        call('HDEL', 'open', field)
+      end
+    end
+  end
+end
+
+-- Writes everything that changed.
 local function save()
+  local packed = {}
+  for id in pairs(changed) do
+    packed[#packed + 1] = id
+    packed[#packed + 1] = cmsgpack.pack(records[id])
+  end
+  call_in_parts('HSET', 'trajectories', packed)
   for queue, changes in pairs(queue_changes) do
     save_members(queue, changes, 'ZADD', 'ZREM', true)
   end
   for worker, changes in pairs(held_changes) do
     save_members('held:' .. worker, changes, 'SADD', 'SREM', false)
   end
-  for field, change in pairs(count_changes) do
-    if change ~= 0 then
-      call('HINCRBY', 'counts', field, change)
-    end
-  end
-  for field, change in pairs(open_changes) do
-    if change ~= 0 and call('HINCRBY', 'open', field, change) == 0 then
-      call('HDEL', 'open', field)
-    end
-  end
+  save_counts()
   for name in pairs(woken) do
     if call('LLEN', 'wake:' .. name) == 0 then
       call('RPUSH', 'wake:' .. name, '1')
     end
   end
-  queue_changes, held_changes, count_changes, open_changes, woken = {}, {}, {}, {}, {}
+  changed, queue_changes, held_changes, count_changes, open_changes, woken = {}, {}, {}, {}, {}, {}
 end
 
 -- Groups ------------------------------------------------------------------------------------------------
@@ -150,6 +182,16 @@ end
 -- The same as common/types.py trajectory_id.
 local function member(group, sample)
   return string.format('%s-s%03d', group, sample)
+end
+
+-- Ids of a group's trajectories, which are fetched too.
+local function fetch_members(group)
+  local ids = {}
+  for sample = 0, tonumber(call('HGET', 'group:' .. group, 'samples')) - 1 do
+    ids[sample + 1] = member(group, sample)
+  end
+  fetch(ids)
+  return ids
 end
 
 local function move_group(group, old, new)
@@ -161,69 +203,67 @@ local function move_group(group, old, new)
   count('groups.' .. new, 1)
 end
 
--- Closes an open group when each of its trajectories is scored or dropped; true if it did.
+-- Closes an open group when each of its trajectories is scored or dropped; `by` is the one that did it.
 local function settle(group, by)
   local g = call('HMGET', 'group:' .. group, 'state', 'samples', 'scored', 'dropped', 'iteration')
-  local samples, scored, dropped = tonumber(g[2]), tonumber(g[3]), tonumber(g[4])
+  local samples, scored, dropped, opened = tonumber(g[2]), tonumber(g[3]), tonumber(g[4]), tonumber(g[5])
   if g[1] == 'open' and scored + dropped == samples then
-    count_open(g[5], 'scored', -scored)
-    count_open(g[5], 'dropped', -dropped)
+    count_open(opened, 'scored', -scored)
+    count_open(opened, 'dropped', -dropped)
     move_group(group, 'open', dropped == samples and 'dropped' or 'complete')
   elseif g[1] == 'complete' and dropped == samples then
     move_group(group, 'complete', 'dropped')
   else
-    return false
+    return
   end
   call('HSET', 'group:' .. group, 'settled_by', by)
   if dropped == samples then
     call('HSET', 'group:' .. group, 'drop_reason', 'every trajectory was dropped')
   end
-  return true
 end
 
--- Trajectories ------------------------------------------------------------------------------------------
+-- Trajectories, fetched before ----------------------------------------------------------------------------
 
-local function unqueue(id, state, worker)
-  if state == 'pending' then
+local function unqueue(id, t)
+  if t.state == 'pending' then
     dequeue('pending', id)
-  elseif state == 'leased' then
+  elseif t.state == 'leased' then
     dequeue('leases', id)
-    hold(worker, id, false)
-  elseif state == 'parked' then
+    hold(t.worker, id, false)
+  elseif t.state == 'parked' then
     dequeue('parked', id)
     dequeue('resting', id)
-  elseif state == 'finished' then
+  elseif t.state == 'finished' then
     dequeue('finished', id)
     dequeue('scoring', id)
   end
 end
 
--- Drops one trajectory and settles its group; true if the group left its state by it.
+-- Drops a trajectory and settles its group.
 local function drop(id, reason)
-  local t = call('HMGET', 'trajectory:' .. id, 'state', 'group', 'worker', 'opened')
-  local state, group, opened = t[1], t[2], t[4]
-  if state == 'dropped' then
-    return false
+  local t = records[id]
+  if t.state == 'dropped' then
+    return
   end
-  unqueue(id, state, t[3])
-  call('HSET', 'trajectory:' .. id, 'state', 'dropped', 'drop_reason', reason, 'worker', '')
-  call('HINCRBY', 'group:' .. group, 'dropped', 1)
-  if state == 'scored' then
-    call('HINCRBY', 'group:' .. group, 'scored', -1)
+  unqueue(id, t)
+  call('HINCRBY', 'group:' .. t.group, 'dropped', 1)
+  if t.state == 'scored' then
+    call('HINCRBY', 'group:' .. t.group, 'scored', -1)
   end
-  if call('HGET', 'group:' .. group, 'state') == 'open' then
-    transition(opened, state, 'dropped')
-  else
-    count('trajectories.' .. state, -1)
-    count('trajectories.dropped', 1)
+  t.drop_reason, t.worker = reason, nil
+  local old = t.state
+  transition(id, t, 'dropped')
+  if call('HGET', 'group:' .. t.group, 'state') ~= 'open' then
+    count_open(t.opened, old, 1) -- a closed group is not counted there
+    count_open(t.opened, 'dropped', -1)
   end
-  return settle(group, id)
+  settle(t.group, id)
 end
 
 -- Drops an open or complete group with all its trajectories.
 local function drop_group(group, reason)
-  for sample = 0, tonumber(call('HGET', 'group:' .. group, 'samples')) - 1 do
-    drop(member(group, sample), reason)
+  for _, id in ipairs(fetch_members(group)) do
+    drop(id, reason)
   end
   call('HSET', 'group:' .. group, 'drop_reason', reason)
 end
@@ -231,18 +271,17 @@ end
 -- Takes a lease away from a holder that can't use it: parks the trajectory, claimable at once. With a
 -- limit, the loss counts as an attempt, and the last attempt drops the trajectory.
 local function lose_lease(id, max_attempts)
-  local t = call('HMGET', 'trajectory:' .. id, 'worker', 'opened', 'sequence', 'attempts')
+  local t = records[id]
   if max_attempts then
-    local attempts = tonumber(t[4] or 0) + 1
-    call('HSET', 'trajectory:' .. id, 'attempts', attempts)
-    if attempts >= max_attempts then
+    t.attempts = (t.attempts or 0) + 1
+    if t.attempts >= max_attempts then
       drop(id, 'attempts')
       return
     end
   end
-  unqueue(id, 'leased', t[1])
-  call('HSET', 'trajectory:' .. id, 'state', 'parked', 'worker', '')
-  enqueue('parked', id, t[3])
-  transition(t[2], 'leased', 'parked')
+  unqueue(id, t)
+  t.worker = nil
+  transition(id, t, 'parked')
+  enqueue('parked', id, t.sequence)
   wake('claim')
 end

@@ -2,8 +2,8 @@
 -- Parks everything that a dead worker held.
 --
 -- Arguments  ARGV[3] worker, [4] lost leases that drop a trajectory
--- Reads      held:<worker>, trajectory:*
--- Writes     held:<worker>, leases, trajectory:*, parked, replies, counts, open, wake:claim; on a drop also
+-- Reads      held:<worker>, trajectories
+-- Writes     held:<worker>, leases, trajectories, parked, replies, counts, open, wake:claim; on a drop also
 --            group:*, groups:*
 -- Returns    ids
 
@@ -13,6 +13,7 @@ if stale then
 end
 local ids = call('SMEMBERS', 'held:' .. ARGV[3])
 table.sort(ids)
+fetch(ids)
 for _, id in ipairs(ids) do
   lose_lease(id, tonumber(ARGV[4]))
 end

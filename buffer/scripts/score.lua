@@ -3,33 +3,34 @@
 -- dropped meanwhile keeps its state. All or nothing: nothing is stored when one of them can't be scored.
 --
 -- Arguments  from ARGV[3], two a trajectory: id, packed components
--- Reads      trajectory:*, group:*
--- Writes     trajectory:*, components:*, finished, scoring, group:*, groups:*, counts, open
+-- Reads      trajectories, group:*
+-- Writes     trajectories, components:*, finished, scoring, group:*, groups:*, counts, open
 -- Returns    ids of groups that became complete by it
 
 local stale = check_fence()
 if stale then
   return stale
 end
-local known = {}
+local ids = {}
 for i = 3, #ARGV, 2 do
-  local t = call('HMGET', 'trajectory:' .. ARGV[i], 'state', 'group', 'opened')
-  if t[1] ~= 'finished' and t[1] ~= 'scored' and t[1] ~= 'dropped' then
-    return refuse('trajectory ' .. ARGV[i] .. ' is ' .. (t[1] or 'unknown') .. '; only a finished one can be scored.')
+  ids[#ids + 1] = ARGV[i]
+end
+fetch(ids)
+for _, id in ipairs(ids) do
+  local state = records[id] and records[id].state or 'unknown'
+  if state ~= 'finished' and state ~= 'scored' and state ~= 'dropped' then
+    return refuse('trajectory ' .. id .. ' is ' .. state .. '; only a finished one can be scored.')
   end
-  known[ARGV[i]] = t
 end
 
 local scored, last = {}, {}
-for i = 3, #ARGV, 2 do
-  local id, t = ARGV[i], known[ARGV[i]]
-  if t[1] == 'finished' then
-    t[1] = 'scored'
-    unqueue(id, 'finished', '')
-    call('HSET', 'trajectory:' .. id, 'state', 'scored')
-    call('SET', 'components:' .. id, ARGV[i + 1])
-    transition(t[3], 'finished', 'scored')
-    scored[t[2]], last[t[2]] = (scored[t[2]] or 0) + 1, id
+for i, id in ipairs(ids) do
+  local t = records[id]
+  if t.state == 'finished' then
+    unqueue(id, t)
+    transition(id, t, 'scored')
+    call('SET', 'components:' .. id, ARGV[2 * i + 2])
+    scored[t.group], last[t.group] = (scored[t.group] or 0) + 1, id
   end
 end
 for group, number in pairs(scored) do
@@ -38,12 +39,12 @@ for group, number in pairs(scored) do
 end
 
 local groups, completed = {}, {}
-for i = 3, #ARGV, 2 do
-  local id, t = ARGV[i], known[ARGV[i]]
-  groups[t[2]] = groups[t[2]] or call('HMGET', 'group:' .. t[2], 'settled_by', 'state')
-  local g = groups[t[2]]
-  if t[1] == 'scored' and g[1] == id and g[2] == 'complete' then
-    completed[#completed + 1] = t[2]
+for _, id in ipairs(ids) do
+  local t = records[id]
+  groups[t.group] = groups[t.group] or call('HMGET', 'group:' .. t.group, 'settled_by', 'state')
+  local g = groups[t.group]
+  if t.state == 'scored' and g[1] == id and g[2] == 'complete' then
+    completed[#completed + 1] = t.group
   end
 end
 save()
