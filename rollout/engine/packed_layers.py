@@ -21,7 +21,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
     UnquantizedEmbeddingMethod,
     VocabParallelEmbedding,
 )
-from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+from vllm.model_executor.model_loader.reload.layerwise import _get_original_loader, get_layerwise_info
 from vllm.model_executor.model_loader.reload.meta import get_numel_loaded
 from vllm.model_executor.model_loader.reload.sanitize import restore_layer_refs
 
@@ -73,8 +73,8 @@ class PackedUpdate:
         """
         modules = self._model.named_modules(remove_duplicate=False)
         heads: set[Any] = {module for name, module in modules if _is_head(name, module)}
-        for module in heads:
-            module.quant_method.process_weights_after_loading(module)
+        for head in heads:
+            head.quant_method.process_weights_after_loading(head)
 
     def cancel(self) -> None:
         """After a failure: layers that wait go back to their old packed weight."""
@@ -82,7 +82,7 @@ class PackedUpdate:
             layer.drop()
 
 
-def _is_head(name: str, module: torch.nn.Module) -> bool:
+def _is_head(name: str, module: Any) -> bool:
     kept = hasattr(module, "cpu_linear") and hasattr(module, "weight") and bool(module.weight.numel())
     embedding_only = isinstance(module, VocabParallelEmbedding) and not isinstance(module, ParallelLMHead)
     return kept and not (embedding_only and name.rpartition(".")[2] != "lm_head")
@@ -104,7 +104,8 @@ class _WaitingLayer:
         self._num_loaded = 0
         recorded = get_layerwise_info(layer).restore_metadata[0]["weight"]
         self._target = restore_layer_refs(_like(recorded, recorded.data), layer)
-        self._original: Callable[..., Any] = self._target.weight_loader
+        # vLLM's general reload leaves its wrapper on the recorded tensor.
+        self._original: Callable[..., Any] = _get_original_loader(self._target)
         self._target.weight_loader = self._load
         layer.register_parameter("weight", self._target)
 

@@ -2,15 +2,20 @@
 
 The channels `shm` and `disk` share one layout: a shard is a file, a tensor lies at an offset of it
 (TensorSpec). Whoever computes digests and whoever loads get the same mapping while either holds it, so that
-its pages are faulted in once.
+its pages are faulted in once; those of shared memory stay mapped for the versions that reuse them. Mapping is
+done on the event loop's helper threads and on the engine's: the worst of a race is a second mapping.
 """
 
 import math
 import mmap
 import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
 from weakref import WeakValueDictionary
 
 from crescendo.common.errors import RequestError
+from crescendo.common.weights import SHM_FOLDER
 from crescendo.proto.v1 import common_pb2
 
 FILE_CHANNELS = ("shm", "disk")
@@ -44,21 +49,40 @@ class MappedShard:
             os.close(descriptor)
 
 
-_mapped: WeakValueDictionary[tuple[str, int, int], MappedShard] = WeakValueDictionary()
+_Key = tuple[int, int, int]
+_mapped: WeakValueDictionary[_Key, MappedShard] = WeakValueDictionary()
+_warm: "OrderedDict[_Key, MappedShard]" = OrderedDict()
 
 
 def map_shard(path: str, num_bytes: int) -> MappedShard:
     """The mapping of a shard; shared while somebody holds it and the file is the same one."""
-    try:
-        inode = os.stat(path).st_ino
-    except OSError:
-        inode = -1
-    key = (path, inode, num_bytes)
+    key = _key(path, num_bytes)
     found = _mapped.get(key)
     if found is None:
         found = MappedShard(path, num_bytes)
         _mapped[key] = found
     return found
+
+
+def _key(path: str, num_bytes: int) -> _Key:
+    """The file behind the path: the shm channel renames one file from version to version."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return (-1, -1, num_bytes)
+    return (status.st_dev, status.st_ino, num_bytes)
+
+
+def _keep_warm(shards: Sequence[common_pb2.WeightShard]) -> None:
+    """Holds on to the shared-memory files of the last two versions, between which the channel alternates."""
+    for shard in shards:
+        key = _key(shard.address, shard.num_bytes)
+        found = _mapped.get(key)
+        if found is not None and Path(shard.address).parent == SHM_FOLDER:
+            _warm[key] = found
+            _warm.move_to_end(key)
+    while len(_warm) > 2 * len(shards):
+        _warm.popitem(last=False)
 
 
 def check_manifest(manifest: common_pb2.WeightManifest) -> None:
@@ -89,7 +113,9 @@ def check_manifest(manifest: common_pb2.WeightManifest) -> None:
 
 def map_shards(manifest: common_pb2.WeightManifest) -> list[MappedShard]:
     """All shards of a checked manifest."""
-    return [map_shard(shard.address, shard.num_bytes) for shard in manifest.shards]
+    shards = [map_shard(shard.address, shard.num_bytes) for shard in manifest.shards]
+    _keep_warm(manifest.shards)
+    return shards
 
 
 def tensor_bytes(shards: list[MappedShard], tensor: common_pb2.TensorSpec) -> memoryview:
