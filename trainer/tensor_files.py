@@ -24,27 +24,27 @@ Layout = Sequence[tuple[str, tuple[int, ...]]]
 
 
 class _HashedFile:
-    """A file that knows the digest of what was written."""
+    """A file that knows the digest of what was written; a context manager, flushed to the disk at a good end."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file = open(path, "wb")  # noqa: SIM115 - closed by `close`
+    def __init__(self, path: Path, root: Path) -> None:
+        self._file = open(path, "wb")  # noqa: SIM115 - closed by __exit__
         self._state = xxhash.xxh3_64()
-        self._size = 0
+        self.entry = trainer_pb2.CheckpointFile(path=str(path.relative_to(root)))
 
     def write(self, data: bytes | memoryview) -> None:
         self._file.write(data)
         self._state.update(data)
-        self._size += len(data)
+        self.entry.num_bytes += len(data)
 
-    def close(self, root: Path) -> trainer_pb2.CheckpointFile:
-        """Flushes to the disk; the entry's path is relative to root."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        return trainer_pb2.CheckpointFile(
-            path=str(self._path.relative_to(root)), num_bytes=self._size, digest=int(self._state.intdigest())
-        )
+    def __enter__(self) -> "_HashedFile":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._file:
+            if kind is None:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self.entry.digest = int(self._state.intdigest())
 
 
 def write_tensors(
@@ -65,22 +65,22 @@ def write_tensors(
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    file = _HashedFile(path)
-    file.write(len(text).to_bytes(8, "little"))
-    file.write(text)
-    for (name, shape), tensor in zip(layout, tensors, strict=True):
-        if tensor.numel() != math.prod(shape):
-            raise CheckpointError(f"tensor {name} has {tensor.numel()} elements; its place has shape {shape}.")
-        plain = tensor.detach().to("cpu", dtype).contiguous().view(-1).view(torch.uint8)
-        file.write(plain.numpy().data)
-    return file.close(root)
+    with _HashedFile(path, root) as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for (name, shape), tensor in zip(layout, tensors, strict=True):
+            if tensor.numel() != math.prod(shape):
+                raise CheckpointError(f"tensor {name} has {tensor.numel()} elements; its place has shape {shape}.")
+            plain = tensor.detach().to("cpu", dtype).contiguous().view(-1).view(torch.uint8)
+            file.write(plain.numpy().data)
+    return file.entry
 
 
 def write_bytes(path: Path, root: Path, data: bytes) -> trainer_pb2.CheckpointFile:
     """Writes a small file."""
-    file = _HashedFile(path)
-    file.write(data)
-    return file.close(root)
+    with _HashedFile(path, root) as file:
+        file.write(data)
+    return file.entry
 
 
 def sync_folder(path: Path) -> None:

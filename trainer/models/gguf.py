@@ -54,7 +54,7 @@ class ConversionReport:
     dtype: str
 
 
-def convert_gguf(source: Path, target: Path, *, dtype: str) -> ConversionReport:
+def convert_gguf(source: Path, target: Path, *, dtype: str = "float32") -> ConversionReport:
     """Writes target as a Hugging Face folder: config, generation config, safetensors, tokenizer, chat template.
 
     dtype: float32 | bfloat16 | float16. Raises DataError for a file that is no GGUF or holds an architecture or

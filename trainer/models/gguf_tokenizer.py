@@ -5,6 +5,7 @@ Byte-level BPE only (`tokenizer.ggml.model` gpt2). How text is cut before mergin
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def _split_words(digits: str) -> Any:
 
 def _pre_tokenizer(name: str) -> Any:
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    known = {
+    known: dict[str, Callable[[], Any]] = {
         "gpt-2": lambda: byte_level,
         "smollm": lambda: pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level]),
         "llama-bpe": lambda: _split_words(r"\p{N}{1,3}"),
