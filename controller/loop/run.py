@@ -62,15 +62,12 @@ class Reinforcement:
             groups, rewards, trained = await self._train(iteration)
         with board.phase("publish", iteration):
             synced = await parts.switch_to_rollout()
-        facts = batches.facts_of(groups, rewards)
         accuracy = await self._validate(iteration)
-        row = {**asdict(rolled), **asdict(facts), **asdict(synced), **trained}
-        self._record(iteration, row, accuracy, time.monotonic() - begun)
         parts.state.iteration = iteration
-        transition = self.stages.observe(
-            IterationFacts(iteration, facts.reward, facts.length, facts.clip_ratio, accuracy)
-        )
-        await self._decide(iteration, transition)
+        facts = batches.facts_of(groups, rewards)
+        known = {**asdict(facts), **trained} if groups else {}
+        self._record(iteration, {**asdict(rolled), **asdict(synced), **known}, accuracy, time.monotonic() - begun)
+        await self._decide(iteration, self._observe(iteration, facts, accuracy) if groups else None)
 
     # Sample -------------------------------------------------------------------------------------------
 
@@ -176,6 +173,10 @@ class Reinforcement:
             return None
         with self.parts.board.phase("validate", iteration):
             return (await self.parts.validation.run(self.stages.stage)).accuracy
+
+    def _observe(self, iteration: int, facts: batches.BatchFacts, accuracy: float | None) -> Transition | None:
+        """Tells the gate; an iteration in which no group became complete tells it nothing."""
+        return self.stages.observe(IterationFacts(iteration, facts.reward, facts.length, facts.clip_ratio, accuracy))
 
     async def _decide(self, iteration: int, transition: Transition | None) -> None:
         parts, control = self.parts, self.parts.control
