@@ -56,7 +56,8 @@ def trl_side(plan: Plan, scratch: Path, python: Path, threads: int) -> Iterator[
     command = [python, TRL_SIDE, "--model", model, "--plan", steps, "--output", scratch / "trl"]
     options = ["--threads", str(threads), "--micro-batch", str(MICRO_BATCH)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
-    environment["TOKENIZERS_PARALLELISM"] = "false"
+    # As on our side; on cores that other processes use too, spinning threads would cost TRL several times as much.
+    environment |= {"GOMP_SPINCOUNT": "0", "TOKENIZERS_PARALLELISM": "false"}
     process = subprocess.Popen(
         [*map(str, command), *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
     )
