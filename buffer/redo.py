@@ -1,7 +1,12 @@
 """The redo log, commits and branches on Redis.
 
 A batch is recorded, and its groups consumed, before the step that trains on it; a commit (a checkpoint whose
-manifest is in place) trims what lies below it. All of it waits for the server's disk.
+manifest is in place) trims what lies below it. All of it waits for the server's disk by WAITAOF.
+
+A killed server loses nothing that it acknowledged, whatever `appendfsync` is: the bytes are with the kernel.
+When the machine loses power, only `appendfsync always` keeps that promise: under `everysec`, WAITAOF of several
+releases (Redis 7.4 before github.com/redis/redis/pull/13793, Valkey up to 9.1 at least) answers up to a second
+before the data is on the disk.
 """
 
 from crescendo.buffer.part import Part

@@ -39,6 +39,10 @@ def new_group(draw: int = 0, *, samples: int = 2, iteration: int = 1, branch: in
     return NewGroup(identity, prompt(f"p{draw}"), branch, iteration, "8k", samples)
 
 
+def ids_of(group: NewGroup) -> list[TrajectoryId]:
+    return [trajectory_id(group.group_id, sample) for sample in range(group.num_samples)]
+
+
 def segment(count: int, *, version: int = 1, iteration: int = 1, start: int = 0) -> Segment:
     tokens = np.arange(start, start + count, dtype=np.int32)
     return Segment(
