@@ -19,9 +19,9 @@ from crescendo.common.errors import ConfigError
 from crescendo.common.runfolder import write_atomically
 from crescendo.common.types import FloatArray
 
-# Small embeddings keep the tied output layer's first logits near zero; the other matrices keep the variance of
-# their input, and the two that write into the residual stream get half of that (a fixed form of GPT-2's scaling).
-_EMBEDDING_STD = 0.02
+# Every matrix keeps the variance of its input, and the two that write into the residual stream get half of that (a
+# fixed form of GPT-2's scaling). Embeddings of the same size as the rest, not the usual 0.02: at so small a width the
+# heads that copy from the prompt then form in 80 steps instead of 250, or never (measured on clock_sum).
 _RESIDUAL_SCALE = 0.5
 _RMS_NORM_EPSILON = 1e-6
 
@@ -111,7 +111,7 @@ def _model_config(config: ScratchModelConfig) -> dict[str, Any]:
         "tie_word_embeddings": config.tie_embeddings,
         "attention_bias": False,
         "attention_dropout": 0.0,
-        "initializer_range": _EMBEDDING_STD,
+        "initializer_range": config.hidden_size**-0.5,
         "use_cache": True,
         "dtype": "float32",
         "bos_token_id": None,
@@ -138,7 +138,7 @@ def _weights(config: ScratchModelConfig, seed: int) -> dict[str, FloatArray]:
         return np.ones(size, dtype=np.float32)
 
     std = width**-0.5
-    tensors = {"model.embed_tokens.weight": normal(len(config.vocabulary), width, _EMBEDDING_STD)}
+    tensors = {"model.embed_tokens.weight": normal(len(config.vocabulary), width, std)}
     for index in range(config.num_layers):
         layer = f"model.layers.{index}"
         tensors |= {
@@ -165,7 +165,7 @@ def _weights(config: ScratchModelConfig, seed: int) -> dict[str, FloatArray]:
             }
     tensors["model.norm.weight"] = ones(width)
     if not config.tie_embeddings:
-        tensors["lm_head.weight"] = normal(len(config.vocabulary), width, _EMBEDDING_STD)
+        tensors["lm_head.weight"] = normal(len(config.vocabulary), width, std)
     return tensors
 
 

@@ -38,8 +38,8 @@ def test_transformers_loads_every_weight_and_the_same_tokenizer(tmp_path: Path, 
     with torch.no_grad():
         logits = model(torch.tensor([ours.encode(text)])).logits
     assert logits.shape == (1, len(text), len(VOCABULARY))
-    # Small embeddings: a fresh model is nearly indifferent, and finite.
-    assert float(logits.softmax(-1).max()) < 0.2
+    # A fresh model is finite and sure of nothing.
+    assert float(logits.softmax(-1).max()) < 0.9
 
 
 def test_the_seed_decides_every_weight(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_initial_spread_is_the_documented_one(tmp_path: Path) -> None:
     weights = load_file(tmp_path / "model.safetensors")
     width = SHAPES["qwen3"].hidden_size
     for name, expected in (
-        ("model.embed_tokens.weight", 0.02),
+        ("model.embed_tokens.weight", width**-0.5),
         ("model.layers.0.self_attn.q_proj.weight", width**-0.5),
         ("model.layers.2.mlp.down_proj.weight", 0.5 * width**-0.5),
         ("model.layers.1.self_attn.o_proj.weight", 0.5 * width**-0.5),
