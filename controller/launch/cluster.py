@@ -74,7 +74,7 @@ class Cluster:
                 ray.init(
                     address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="crescendo", **local
                 )
-            except (RuntimeError, ConnectionError, OSError, ValueError) as error:
+            except Exception as error:  # noqa: BLE001 - a node that starts too slowly is a bare Exception in Ray
                 ray.shutdown()
                 if attempt == INIT_ATTEMPTS:
                     raise EnvironmentProblem(

@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from crescendo.common.config import load_config, save_resolved
+from crescendo.common.config.rl import StageConfig
 from crescendo.common.runfolder import RunFolder
 from crescendo.common.service import ServiceSpec
 from crescendo.controller.launch import Fleet
@@ -137,10 +138,11 @@ def _reinforcement(plan: Plan) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class OurSide:
-    """A run that stands still between turns."""
+    """A run that stands still between turns. stage: its one stage; changes hold from the next iteration on."""
 
     control: PacedControl
     board: Board
+    stage: StageConfig
     session: "asyncio.Task[None]"
 
     async def take_turn(self, iterations: int) -> Turn:
@@ -168,7 +170,7 @@ async def our_side(plan: Plan, scratch: Path, threads: int) -> AsyncIterator[Our
     fleet.forced_lengths = scratch / "lengths.json"
     fleet.forced_lengths.write_text(json.dumps([step.lengths for step in plan.steps]))
     session = asyncio.create_task(Session(config, folder, board, control, fleet).execute())
-    side = OurSide(control, board, session)
+    side = OurSide(control, board, config.steps[0].rl.stages[0], session)
     try:
         await side.take_turn(1)
         yield side
