@@ -90,6 +90,12 @@ async def load(source: TrajectorySource, ids: Sequence[str]) -> tuple[dict[str, 
     return found, reasons
 
 
+def teaches(group: trainer_pb2.TrainGroup) -> bool:
+    """Whether a group's rewards differ. If not, its advantages are zero whoever is left out: nothing to load."""
+    rewards = [reward for reward in group.rewards if np.isfinite(reward)]
+    return len(rewards) < len(group.rewards) or (bool(rewards) and max(rewards) - min(rewards) > NEGLIGIBLE)
+
+
 def prepare(
     batch: trainer_pb2.TrainBatch,
     found: Mapping[str, Trajectory],
@@ -98,7 +104,10 @@ def prepare(
     *,
     normalize_std: bool,
 ) -> Prepared:
-    """Advantages and arrays of the trajectories that train. Raises RequestError for a malformed batch."""
+    """Advantages and arrays of the trajectories that train. Raises RequestError for a malformed batch.
+
+    found, reasons: what `load` gave for the groups that teach.
+    """
     if batch.truncated not in ("zero", "mask", ""):
         raise RequestError(f"truncated is {batch.truncated!r}; it must be zero or mask.", field="truncated")
     prepared = Prepared()
@@ -110,6 +119,9 @@ def prepare(
                 "rewards; it needs one each.",
                 field="groups.rewards",
             )
+        if not teaches(group):
+            prepared.num_trajectories += len(group.trajectory_ids)
+            continue
         members, rewards = [], []
         for trajectory_id, reward in zip(group.trajectory_ids, group.rewards, strict=True):
             trajectory = found.get(trajectory_id)
@@ -145,11 +157,11 @@ def _add_group(
 
 def _experience(trajectory: Trajectory, advantage: float, on_policy: int, mask_old: bool) -> Experience:
     segments = trajectory.segments
-    old = np.concatenate([np.full(len(s.token_ids), s.weight_version != on_policy) for s in segments])
-    trained = np.concatenate([s.loss_mask & (not s.tool_turn) for s in segments])
+    old = _joined([np.full(len(s.token_ids), s.weight_version != on_policy) for s in segments])
+    trained = _joined([s.loss_mask & (not s.tool_turn) for s in segments])
     if mask_old:
         trained = trained & ~old
-    tokens = np.concatenate([trajectory.prompt_token_ids, trajectory.token_ids])
+    tokens = np.concatenate([trajectory.prompt_token_ids, *(s.token_ids for s in segments)])
     return Experience(
         sample=Sample(tokens.astype(np.int32, copy=False), first=len(trajectory.prompt_token_ids)),
         advantage=advantage,
@@ -157,6 +169,10 @@ def _experience(trajectory: Trajectory, advantage: float, on_policy: int, mask_o
         trained=trained,
         old=old,
     )
+
+
+def _joined(parts: list[npt.NDArray[np.bool_]]) -> npt.NDArray[np.bool_]:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _unfit(trajectory: Trajectory | None, reward: float, limits: Limits) -> str:
@@ -174,9 +190,8 @@ def _unfit(trajectory: Trajectory | None, reward: float, limits: Limits) -> str:
         return "empty response"
     if len(prompt) + len(response) > limits.max_positions:
         return f"too long: {len(prompt) + len(response)} tokens, the model has {limits.max_positions} positions"
-    if not np.isfinite(trajectory.log_probs).all():
-        return "log-probabilities are not finite"
     for name, tokens in (("prompt", prompt), ("response", response)):
-        if tokens.min() < 0 or tokens.max() >= limits.vocab_size:
+        # Read as unsigned, a negative id is a huge one: one pass instead of two.
+        if int(tokens.view(np.uint32).max()) >= limits.vocab_size:
             return f"{name} holds a token outside the vocabulary of {limits.vocab_size}"
     return ""

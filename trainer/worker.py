@@ -157,7 +157,8 @@ class TrainerWorker:
         shape = self.loaded.model.shape
         prepared, failure = Prepared(), None
         try:
-            ids = [trajectory for group in batch.groups for trajectory in group.trajectory_ids]
+            taught = [group for group in batch.groups if experience.teaches(group)]
+            ids = [trajectory for group in taught for trajectory in group.trajectory_ids]
             found, reasons = self._loop.run_until_complete(asyncio.wait_for(self._read(ids), timeout=LOAD_TIMEOUT_S))
             limits = Limits(shape.max_positions, shape.vocab_size)
             prepared = experience.prepare(batch, found, reasons, limits, normalize_std=normalize_std)

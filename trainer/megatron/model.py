@@ -145,7 +145,7 @@ def _build(shape: ModelShape, dtype: torch.dtype, at: Layout) -> torch.nn.Module
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model: torch.nn.Module = GPTModel(
-            _config(shape, dtype, at),
+            megatron_config(shape, dtype, at),
             block_spec(shape),
             vocab_size=padded_vocabulary(shape, at.tensor_parallel),
             max_sequence_length=shape.max_positions,
@@ -155,7 +155,7 @@ def _build(shape: ModelShape, dtype: torch.dtype, at: Layout) -> torch.nn.Module
     return model.to(at.device)
 
 
-def _config(shape: ModelShape, dtype: torch.dtype, at: Layout) -> TransformerConfig:
+def megatron_config(shape: ModelShape, dtype: torch.dtype, at: Layout) -> TransformerConfig:
     """Megatron's settings: no fusion, no dropout, weights from outside."""
     return TransformerConfig(
         num_layers=shape.num_layers,

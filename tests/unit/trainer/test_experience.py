@@ -8,7 +8,7 @@ import pytest
 from crescendo.common.errors import BufferFullError, RequestError
 from crescendo.common.types import GroupId, Segment, Trajectory, TrajectoryId, TrajectoryState
 from crescendo.proto.v1 import common_pb2, trainer_pb2
-from crescendo.trainer.experience import Limits, Prepared, load, prepare
+from crescendo.trainer.experience import Limits, Prepared, load, prepare, teaches
 
 LIMITS = Limits(max_positions=32, vocab_size=50)
 
@@ -66,6 +66,10 @@ def test_equal_rewards_need_no_forward_pass() -> None:
     made = prepared([trajectory("a"), trajectory("b")], [1.0, 1.0])
     assert made.experiences == []
     assert made.num_trajectories == 2
+    assert not teaches(trainer_pb2.TrainGroup(rewards=[1.0, 1.0]))
+    assert not teaches(trainer_pb2.TrainGroup())
+    assert teaches(trainer_pb2.TrainGroup(rewards=[1.0, 0.0]))
+    assert teaches(trainer_pb2.TrainGroup(rewards=[1.0, float("nan")]))
 
 
 @pytest.mark.parametrize(
