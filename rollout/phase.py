@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 R = TypeVar("R")
 
 CLAIM_WAIT_S = 0.1  # longest wait on the buffer's wake-up; a Pause waits for it at most
+BUSY_CLAIM_INTERVAL_S = 0.5  # between claims while others run here and the last claim found nothing
 FLUSH_INTERVAL_S = 0.02  # least time between two flushes: round trips shared by what ends meanwhile
 FIRST_BACKOFF_S = 0.1
 LAST_BACKOFF_S = 5.0
@@ -69,6 +70,7 @@ class RolloutPhase:
         self._nothing_to_claim = False
         self._news = asyncio.Event()
         self._room = asyncio.Event()
+        self._idle = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     # What the service calls --------------------------------------------------------------------------
@@ -85,8 +87,7 @@ class RolloutPhase:
         Raises DeadlineError when the buffer did not take everything in time: the tokens stay here, and
         flushing goes on.
         """
-        self._stopping = True
-        self._room.set()
+        self._stop_claiming()
         claiming, flushing = self._tasks
         try:
             async with asyncio.timeout(deadline_s):
@@ -161,8 +162,7 @@ class RolloutPhase:
     def on_failure(self, error: CrescendoError) -> None:
         """The engine died: what it generated is parked, for another engine to go on with."""
         self.error = error
-        self._stopping = True
-        self._room.set()
+        self._stop_claiming()
         for flight in [one for one in self._flights.values() if not one.landed]:
             flight.park()
             self._landed(flight)
@@ -184,8 +184,19 @@ class RolloutPhase:
                 return
             self._nothing_to_claim = not claims
             self._launch(claims)
-            if not claims and time.monotonic() - asked_s < CLAIM_WAIT_S / 2:
+            if not claims and self._by_request and not self._stopping:
+                await self._wait_until_idle(BUSY_CLAIM_INTERVAL_S)
+            elif not claims and time.monotonic() - asked_s < CLAIM_WAIT_S / 2:
                 await asyncio.sleep(CLAIM_WAIT_S / 2)
+
+    async def _wait_until_idle(self, timeout_s: float) -> None:
+        """Returns when nothing runs here any more or the phase ends, or after timeout_s."""
+        self._idle.clear()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            return
 
     async def _claim(self, limit: int) -> list[Claim]:
         begin = self.begin
@@ -345,7 +356,7 @@ class RolloutPhase:
             return
         log.error("the rollout phase broke", exc_info=task.exception())
         self.error = InternalError(f"the rollout phase broke: {task.exception()!r}")
-        self._stopping = True
+        self._stop_claiming()
         self._set_trouble(str(self.error))
 
     def _set_trouble(self, trouble: str) -> None:
@@ -356,10 +367,14 @@ class RolloutPhase:
     def _superseded(self, error: StaleFenceError) -> None:
         log.warning("a newer controller took over; this phase ends: %s", error)
         self.error = error
-        self._stopping = True
-        self._room.set()
+        self._stop_claiming()
         self._news.set()
         self._forget_all()
+
+    def _stop_claiming(self) -> None:
+        self._stopping = True
+        self._idle.set()
+        self._room.set()
 
     def _forget_all(self) -> None:
         for one in list(self._flights):
@@ -369,10 +384,14 @@ class RolloutPhase:
         flight = self._flights.pop(trajectory_id, None)
         if flight is not None and self._by_request.pop(flight.request_id, None) is not None:
             self._engine.forget([flight.request_id])
+        if not self._by_request:
+            self._idle.set()
         self._room.set()
 
     def _landed(self, flight: Flight) -> None:
         self._by_request.pop(flight.request_id, None)
+        if not self._by_request:
+            self._idle.set()
         self._progress.num_finished += flight.state == TrajectoryState.FINISHED
         self._progress.num_parked += flight.state == TrajectoryState.PARKED
         self._progress.num_repeats += flight.finish_reason == common_pb2.FINISH_REASON_REPEAT
