@@ -295,6 +295,8 @@ async def _end(worker: "TrainerWorker", compute: _ComputeThread, limit_s: float)
 
 def _build(spec: ServiceSpec) -> "TrainerWorker":
     """Imports the heavy parts and joins the gang; runs in the compute thread."""
+    # Read when OpenMP is loaded: threads that spin while they wait starve the engine on the same cores.
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
     import torch
 
     from crescendo.trainer.megatron import parallel

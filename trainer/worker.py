@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 
 from crescendo.buffer import ExperienceBuffer, connect
 from crescendo.common.config.load import load_resolved
-from crescendo.common.errors import CheckpointError, CrescendoError, RequestError
+from crescendo.common.errors import CheckpointError, CrescendoError, DeadlineError, RequestError
 from crescendo.common.runfolder import RunFolder
 from crescendo.common.service import ServiceSpec
 from crescendo.common.types import Trajectory
@@ -56,13 +56,13 @@ class Loaded:
 
 
 class TrainerWorker:
-    """One rank. weight_version: of the weights in memory; progressed_at: monotonic time of the last work done."""
+    """One rank. weight_version: of the weights in memory; emit: where reports of supervised steps go."""
 
     def __init__(self, spec: ServiceSpec, at: Layout, *, timeout_s: float) -> None:
         self.spec = spec
         self.at = at
         self.weight_version = 0
-        self.progressed_at = time.monotonic()
+        self._done_at = time.monotonic()
         self.emit: Emit = lambda _: None
         self.gang = Gang(at, self.execute, timeout_s=timeout_s)
         self.device = Device(at)
@@ -77,7 +77,7 @@ class TrainerWorker:
             raise RequestError(f"unknown trainer command {method!r}.", field="method")
         request_type, handler = METHODS[method]
         answer = handler(self, request_type.FromString(payload))
-        self.progressed_at = time.monotonic()
+        self._done_at = time.monotonic()
         return answer
 
     @property
@@ -86,6 +86,11 @@ class TrainerWorker:
         if self._loaded is None:
             raise RequestError("no model is loaded.", fix="Call LoadModel first.")
         return self._loaded
+
+    @property
+    def progressed_at(self) -> float:
+        """Monotonic time of the last command or forward pass that ended."""
+        return max(self._done_at, self._loaded.model.progressed_at if self._loaded else 0.0)
 
     @property
     def num_parameters(self) -> int:
@@ -119,7 +124,6 @@ class TrainerWorker:
         max_tokens = request.max_tokens_per_micro_batch or DEFAULT_MAX_TOKENS
         last = trainer_pb2.TrainSftResponse()
         for last in sft.train(loaded.model, loaded.optimizer, samples, request, max_tokens):
-            self.progressed_at = time.monotonic()
             self.emit(last)
         self.weight_version = request.weight_version
         return last
@@ -155,7 +159,8 @@ class TrainerWorker:
     def _prepare(self, batch: trainer_pb2.TrainBatch, normalize_std: bool) -> Prepared:
         """Reads the batch's trajectories. Ranks agree that all could before any collective starts."""
         shape = self.loaded.model.shape
-        prepared, failure = Prepared(), None
+        prepared = Prepared()
+        failure: CrescendoError | None = None
         try:
             taught = [group for group in batch.groups if experience.teaches(group)]
             ids = [trajectory for group in taught for trajectory in group.trajectory_ids]
@@ -163,7 +168,7 @@ class TrainerWorker:
             limits = Limits(shape.max_positions, shape.vocab_size)
             prepared = experience.prepare(batch, found, reasons, limits, normalize_std=normalize_std)
         except TimeoutError:
-            failure = CrescendoError(f"the buffer did not answer within {LOAD_TIMEOUT_S:.0f} s.")
+            failure = DeadlineError(f"the buffer did not answer within {LOAD_TIMEOUT_S:.0f} s.")
         except CrescendoError as error:
             failure = error
         self.gang.agree(failure)

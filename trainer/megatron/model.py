@@ -5,6 +5,7 @@ only the way between them is ours, so that nothing but scored positions reaches 
 """
 
 import math
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -60,6 +61,7 @@ class PolicyModel:
         self.parameters: dict[str, torch.nn.Parameter] = dict(self.module.named_parameters())
         self._embedding: Any = self.module.embedding
         self._decoder: Any = self.module.decoder
+        self.progressed_at = 0.0  # monotonic time of the last forward pass
         self._rotary = RotaryTable(self.shape.rope, self.shape.head_dim, at.device, self.dtype)
 
     @classmethod
@@ -129,6 +131,7 @@ class PolicyModel:
             first_row=first,
             group=self.at.tensor_group,
         )
+        self.progressed_at = time.monotonic()
         return Scores(log_probs, entropies)
 
     def sharded(self) -> dict[str, bool]:
