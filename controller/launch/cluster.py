@@ -74,7 +74,7 @@ class Cluster:
                 ray.init(
                     address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="crescendo", **local
                 )
-            except Exception as error:  # noqa: BLE001 - a node that starts too slowly is a bare Exception in Ray
+            except Exception as error:
                 ray.shutdown()
                 if attempt == INIT_ATTEMPTS:
                     raise EnvironmentProblem(

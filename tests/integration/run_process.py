@@ -24,6 +24,7 @@ SMALL = (
     *(f"steps.1.rl.stages.{n}.samples_per_prompt=4" for n in range(3)),
     *(f"steps.1.rl.stages.{n}.gate.name=step" for n in range(3)),
     *(f"steps.1.rl.stages.{n}.gate.iterations=3" for n in range(3)),
+    *(f"steps.1.rl.stages.{n}.gate.min_iterations=0" for n in range(3)),
 )
 WAIT_S = 150.0
 
