@@ -23,13 +23,13 @@ from crescendo.buffer.protocol import ExperienceBuffer
 from crescendo.common.config.load import load_resolved
 from crescendo.common.config.schema import Config
 from crescendo.common.errors import CrescendoError, RequestError
+from crescendo.common.fence import FenceGuard
 from crescendo.common.rpc import Server, guarded, guarded_stream, serve
 from crescendo.common.runfolder import RunFolder
 from crescendo.common.service import RunningService, ServiceSpec
 from crescendo.proto.v1 import common_pb2, rollout_pb2, rollout_pb2_grpc
 from crescendo.rollout.device import DeviceLease
 from crescendo.rollout.engine import EngineSettings, EngineThread, make_engine
-from crescendo.rollout.fence import FenceGuard
 from crescendo.rollout.generate import GenerateCall
 from crescendo.rollout.phase import RolloutPhase
 from crescendo.rollout.tokenizer import load_decode

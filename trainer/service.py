@@ -20,10 +20,11 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 
 from crescendo.common.errors import CrescendoError, WorkerStartError
+from crescendo.common.fence import FenceGuard
 from crescendo.common.rpc import Server, guarded, guarded_stream, serve
 from crescendo.common.service import RunningService, ServiceSpec
 from crescendo.proto.v1 import common_pb2, trainer_pb2, trainer_pb2_grpc
-from crescendo.trainer.guard import FenceGuard, Once
+from crescendo.trainer.guard import Once
 
 if TYPE_CHECKING:
     from crescendo.trainer.worker import TrainerWorker

@@ -162,18 +162,34 @@ def _difficulty(config: Config) -> Iterator[Problem]:
 
 def _staleness(config: Config) -> Iterator[Problem]:
     for path, rl in rl_steps(config):
-        if rl.max_staleness and config.run.deterministic:
+        if rl.max_staleness:
             yield Problem(
                 f"{path}.max_staleness",
-                f"{path}.max_staleness is {rl.max_staleness}; with run.deterministic it must be 0.",
-                "Set it to 0, or run.deterministic to false.",
+                f"{path}.max_staleness is {rl.max_staleness}; this version runs synchronous iterations only, so it "
+                "must be 0.",
+                "Set it to 0; partial rollouts keep long responses from holding up an iteration.",
             )
-        elif rl.max_staleness and config.placement.name != "disaggregated":
+
+
+def _placement(config: Config) -> Iterator[Problem]:
+    if config.placement.name == "disaggregated":
+        yield Problem(
+            "placement.name",
+            "placement.name is disaggregated; in this version trainer and engines share their devices.",
+            "Set it to colocated.",
+        )
+
+
+def _decay(config: Config) -> Iterator[Problem]:
+    for path, rl in rl_steps(config):
+        rate = rl.learning_rate
+        if rate.schedule != "constant" and not rate.decay_steps:
             yield Problem(
-                f"{path}.max_staleness",
-                f"{path}.max_staleness is {rl.max_staleness}, but it must be 0 where engines and trainer take turns.",
-                "Set it to 0, or placement.name to disaggregated.",
-                ("placement.name",),
+                f"{path}.learning_rate.decay_steps",
+                f"{path}.learning_rate.decay_steps is 0 with schedule {rate.schedule}; gates decide how long an RL "
+                "step takes, so its last optimizer step is not known.",
+                "Give decay_steps, or use the constant schedule.",
+                (f"{path}.learning_rate.schedule",),
             )
 
 
@@ -187,4 +203,6 @@ RULES: tuple[Callable[[Config], Iterator[Problem]], ...] = (
     _repetition,
     _difficulty,
     _staleness,
+    _placement,
+    _decay,
 )

@@ -181,10 +181,14 @@ class Fleet:
         worker = Worker(spec, bundle)
         self.workers[spec.worker_id] = worker
         deadline_s = self.config.deadlines.start_s
-        if spec.role in ("reward", "executor"):
-            worker.process = await start_local(REWARD_MODULE, spec, self.folder.controller.parent, deadline_s)
-        else:
-            worker.process = await self._cluster.start(spec, bundle=bundle, deadline_s=deadline_s)
+        try:
+            if spec.role in ("reward", "executor"):
+                worker.process = await start_local(REWARD_MODULE, spec, self.folder.controller.parent, deadline_s)
+            else:
+                worker.process = await self._cluster.start(spec, bundle=bundle, deadline_s=deadline_s)
+        except CrescendoError as error:
+            error.message = f"{spec.worker_id} did not start: {error.message}"
+            raise
         if worker.process.address:
             stub = _STUBS[spec.role][0]
             worker.client = Client(Endpoint(worker.process.address, spec.token), stub)

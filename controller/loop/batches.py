@@ -83,17 +83,24 @@ def group_message(group: Group) -> reward_pb2.GroupFacts:
     return reward_pb2.GroupFacts(group_id=group.group_id, members=members)
 
 
-def algorithm_message(config: AlgorithmConfig) -> trainer_pb2.Algorithm:
-    """The algorithm's block as the trainer reads it: numbers and options by field name."""
+def algorithm_message(config: AlgorithmConfig, max_response_tokens: int) -> trainer_pb2.Algorithm:
+    """The algorithm's block as the trainer reads it: numbers and options by field name.
+
+    constant_tokens is what Dr. GRPO divides each sequence's sum by: the longest response possible.
+    """
     block = vars(getattr(config, config.name))
     numbers = {key: float(value) for key, value in block.items() if isinstance(value, int | float)}
+    numbers["constant_tokens"] = float(max_response_tokens)
     options = {key: value for key, value in block.items() if isinstance(value, str)}
     return trainer_pb2.Algorithm(name=config.name, parameters=numbers, options=options)
 
 
-def learning_rate_message(rate: LearningRateConfig) -> trainer_pb2.LearningRate:
-    """A learning-rate schedule on the wire."""
-    return trainer_pb2.LearningRate(**vars(rate))
+def learning_rate_message(rate: LearningRateConfig, total_steps: int = 0) -> trainer_pb2.LearningRate:
+    """A schedule on the wire. decay_steps 0 means up to the last of total_steps, where that is known."""
+    message = trainer_pb2.LearningRate(**vars(rate))
+    if not message.decay_steps and total_steps:
+        message.decay_steps = max(1, total_steps - rate.warmup_steps - rate.hold_steps)
+    return message
 
 
 def make_batch(
@@ -125,7 +132,7 @@ def make_batch(
             )
             for group in groups
         ],
-        algorithm=algorithm_message(algorithm),
+        algorithm=algorithm_message(algorithm, stage.max_response_tokens),
         learning_rate=learning_rate_message(step.learning_rate),
         optimizer=trainer_pb2.AdamW(**vars(step.optimizer)),
         optimizer_step=optimizer_step,

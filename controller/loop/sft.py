@@ -63,7 +63,7 @@ class SupervisedStep:
             examples=chunk,
             batch_size=self.step.batch_size,
             first_step=first,
-            learning_rate=learning_rate_message(self.step.learning_rate),
+            learning_rate=learning_rate_message(self.step.learning_rate, self.step.steps),
             optimizer=trainer_pb2.AdamW(**vars(self.step.optimizer)),
             max_tokens_per_micro_batch=self.config.trainer.max_tokens_per_micro_batch,
             weight_version=version,

@@ -16,7 +16,7 @@ from crescendo.controller.loop.board import Board
 from crescendo.controller.loop.lease import DeviceLease
 from crescendo.proto.v1 import common_pb2, rollout_pb2, trainer_pb2
 
-CANARY_TOKENS = 256  # longest canary; two forward passes of it are paid at each update
+CANARY_TOKENS = 32  # longest canary: each update pays two forward passes of them
 LOAD_ATTEMPTS = 2
 
 

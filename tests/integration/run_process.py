@@ -106,6 +106,11 @@ class RunProcess:
         """Process id of the living controller."""
         return int(json.loads((self.folder / "control" / "controller.json").read_text())["pid"])
 
+    def verb(self, name: str) -> None:
+        """Another terminal's `crescendo <name> RUN`."""
+        command = [str(Path(sys.executable).with_name("crescendo")), name, str(self.folder)]
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
+
     def interrupt(self) -> None:
         """Ctrl-C."""
         os.kill(self.process.pid, signal.SIGINT)

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -17,14 +18,39 @@ def assert_clean(run: RunProcess) -> None:
     assert run.shared_memory() == []
 
 
-def assert_finished(run: RunProcess) -> None:
+def assert_finished(run: RunProcess, iterations: int = 9, first_left_by: str = "step") -> None:
     assert run.wait() == 0, run.text
     summary = json.loads((run.folder / "summary.json").read_text())
-    assert [stage["left_by"] for stage in summary["stages"]] == ["step", "step", "step"]
+    assert [stage["left_by"] for stage in summary["stages"]] == [first_left_by, "step", "step"]
     assert summary["accuracy"]["final"] is not None
     assert summary["checks"]["logprob_max_diff"] <= 1e-3
-    assert sorted(set(run.iterations())) == list(range(1, 10))
+    assert sorted(set(run.iterations())) == list(range(1, iterations + 1))
     assert (run.folder / "export" / "model.safetensors").exists()
+    assert_clean(run)
+
+
+def test_people_pause_and_promote_a_run(tmp_path: Path) -> None:
+    run = RunProcess.start(tmp_path, "verbs", "steps.1.rl.stages.0.gate.name=manual")
+    run.wait_for("iteration 2", lambda: 2 in run.iterations())
+    run.verb("pause")
+    run.wait_for("the pause", lambda: run.events("run.paused"))
+    time.sleep(3.0)
+    while_paused = run.iterations()
+    time.sleep(3.0)
+    assert run.iterations() == while_paused
+    run.verb("unpause")
+    run.wait_for("the next iteration", lambda: len(run.iterations()) > len(while_paused))
+    run.verb("promote")
+    run.wait_for("the promotion", lambda: run.events("stage.promote"))
+    promoted_after = max(run.iterations())
+    assert_finished(run, iterations=promoted_after + 6, first_left_by="manual")
+
+
+def test_an_engine_that_dies_at_start_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    run = RunProcess.start(tmp_path, "stillborn", "rollout.kv_cache_gib=0.00001")
+    assert run.wait() == 1
+    assert "rollout-0" in run.text
+    assert "logs" in run.text
     assert_clean(run)
 
 

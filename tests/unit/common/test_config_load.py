@@ -120,7 +120,7 @@ def test_both_spellings_of_one_key_are_refused(tmp_path: Path) -> None:
         ("steps.1.rl.stages.1.reward_weights", {"lenght": 1.0}, "names 'lenght', which is in no chain"),
         ("steps.1.rl.stages.0.gate", {"name": "step", "iterations": 2000}, "or the gate never decides"),
         ("steps.1.rl.repetition", {"window_tokens": 100}, "it must be at least 512"),
-        ("steps.1.rl.max_staleness", 2, "must be 0 where engines and trainer take turns"),
+        ("steps.1.rl.max_staleness", 2, "synchronous iterations only"),
         ("data.train.path", "", "data.train.path is not set"),
         ("data.train.domain", "code", "rewards.chains has no scorers"),
         ("data.train.columns", {"questoin": "q"}, "data.train.columns maps 'questoin'"),
@@ -133,7 +133,8 @@ def test_both_spellings_of_one_key_are_refused(tmp_path: Path) -> None:
         ("model.scratch.head_dim", 5, "rotary embeddings need it to be even"),
         ("model.scratch.vocabulary", "aab", "each once"),
         ("model.scratch.padding", "$", "not the last"),
-        ("placement.name", "disaggregated", "placement.num_devices is 1"),
+        ("placement.name", "disaggregated", "share their devices"),
+        ("steps.1.rl.learning_rate.schedule", "cosine", "its last optimizer step is not known"),
         ("schema_version", 2, "schema_version is 2; it must be 1 to 1"),
     ],
 )

@@ -3,8 +3,8 @@
 import pytest
 
 from crescendo.common.errors import RequestError, StaleFenceError
+from crescendo.common.fence import FenceGuard
 from crescendo.proto.v1 import common_pb2
-from crescendo.rollout.fence import FenceGuard
 
 
 def fence(epoch: int, counter: int) -> common_pb2.Fence:

@@ -5,8 +5,9 @@ import asyncio
 import pytest
 
 from crescendo.common.errors import DeadlineError, RequestError, StaleFenceError
+from crescendo.common.fence import FenceGuard
 from crescendo.proto.v1 import common_pb2
-from crescendo.trainer.guard import FenceGuard, Once
+from crescendo.trainer.guard import Once
 
 
 def fence(epoch: int, counter: int = 0) -> common_pb2.Fence:
