@@ -4,7 +4,8 @@
 
 Each move takes a new fencing token, so that a holder which slept through its loss is refused everywhere.
 In PUBLISHING both sides hold their weights. On CPU, where the cores are the shared device, the proof is that
-the former holder's CPU time stands still; on GPU, that its device memory is free.
+the former holder's CPU time stands still. On GPUs the services report what they still hold, but the controller
+does not measure free device memory yet.
 """
 
 import asyncio

@@ -27,6 +27,7 @@ from tests.bench.harness import Measured, median, progress, report, rounded
 TRL_SIDE = Path(__file__).with_name("trl_side.py")
 MICRO_BATCH = 64  # rows of TRL's backward pass: faster than 16, 32 and 256 on two cores
 STOP_S = 60.0
+COMPARED = ("demo", "long_tail")
 
 
 class TrlSide:
@@ -115,7 +116,7 @@ async def measure(mix: str, arguments: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Measures the mixes and prints the line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--mix", choices=[*MIXES, "all"], default="all")
+    parser.add_argument("--mix", choices=[*COMPARED, "all"], default="all")
     parser.add_argument("--steps", type=int, default=20, help="steady steps a side and mix")
     parser.add_argument("--block", type=int, default=5, help="steps a turn")
     parser.add_argument("--threads", type=int, default=2)
@@ -123,7 +124,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.trl_python.exists():
         sys.exit(f"{arguments.trl_python} is not there; `make bench BENCH=e2e` makes TRL's environment")
-    mixes = list(MIXES) if arguments.mix == "all" else [arguments.mix]
+    mixes = list(COMPARED) if arguments.mix == "all" else [arguments.mix]
     found = {mix: asyncio.run(measure(mix, arguments)) for mix in mixes}
     first = found[mixes[0]]
     rates = (first["ours"]["tokens_per_s"], first["trl"]["tokens_per_s"])

@@ -29,7 +29,7 @@ from crescendo.controller.loop.session import Session
 from tests.bench.e2e_plan import MIXES, PADDING, VOCABULARY, Plan
 
 NEVER = 1_000_000
-MAX_POSITIONS = 1024
+MAX_POSITIONS = 2176
 
 
 @dataclass

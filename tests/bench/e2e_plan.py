@@ -2,7 +2,7 @@
 
 demo: the quick start's lengths at its last stage, where the policy reasons in full: 4n + 3 tokens, n from 3 to 23 (at
 most 95). long_tail: median 32 tokens, one sample in ten between 128 and 512, as reasoning
-models produce them.
+models produce them. heavy_tail (the `partial` benchmark's): one in fifty between 512 and 2,048.
 """
 
 import random
@@ -61,6 +61,15 @@ def long_tail_lengths(draw: random.Random, count: int) -> list[int]:
     return lengths
 
 
+def heavy_tail_lengths(draw: random.Random, count: int) -> list[int]:
+    """One in fifty uniform in 512..2048, the others in 12..48: few responses are very long, as k1.5 describes."""
+    num_long = round(count / 50)
+    lengths = [draw.randint(512, 2048) for _ in range(num_long)]
+    lengths += [draw.randint(12, 48) for _ in range(count - num_long)]
+    draw.shuffle(lengths)
+    return lengths
+
+
 @dataclass(frozen=True)
 class Mix:
     """How lengths are drawn, and what they stay below. token_budget: of ours, tokens an iteration; 0: no limit."""
@@ -70,7 +79,11 @@ class Mix:
     token_budget: int
 
 
-MIXES = {"demo": Mix(demo_lengths, 96, 0), "long_tail": Mix(long_tail_lengths, 512, 64)}
+MIXES = {
+    "demo": Mix(demo_lengths, 96, 0),
+    "long_tail": Mix(long_tail_lengths, 512, 64),
+    "heavy_tail": Mix(heavy_tail_lengths, 2048, 256),
+}
 
 
 def make_plan(mix: str, num_steps: int, seed: int = 0) -> Plan:
