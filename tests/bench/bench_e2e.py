@@ -48,15 +48,16 @@ class TrlSide:
 
 
 @contextmanager
-def trl_side(plan: Plan, scratch: Path, python: Path, threads: int) -> Iterator[TrlSide]:
+def trl_side(plan: Plan, scratch: Path, arguments: argparse.Namespace) -> Iterator[TrlSide]:
     """Starts TRL on the same shape of model; ends it."""
     model, steps = scratch / "model", scratch / "plan.json"
     shape = ScratchModelConfig(vocabulary=VOCABULARY, padding=PADDING, max_positions=MAX_POSITIONS)
     write_scratch_model(model, shape, seed=0)
     steps.write_text(json.dumps(plan.as_json()))
-    command = [python, TRL_SIDE, "--model", model, "--plan", steps, "--output", scratch / "trl"]
-    options = ["--threads", str(threads), "--micro-batch", str(MICRO_BATCH)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+    threads = str(arguments.threads)
+    command = [arguments.trl_python, TRL_SIDE, "--model", model, "--plan", steps, "--output", scratch / "trl"]
+    options = ["--threads", threads, "--micro-batch", str(arguments.micro_batch)]
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1"}
     # As on our side; on cores that other processes use too, spinning threads would cost TRL several times as much.
     environment |= {"GOMP_SPINCOUNT": "0", "TOKENIZERS_PARALLELISM": "false"}
     process = subprocess.Popen(
@@ -100,9 +101,9 @@ async def measure(mix: str, arguments: argparse.Namespace) -> dict[str, Any]:
     theirs: list[Turn] = []
     with (
         tempfile.TemporaryDirectory(prefix="crescendo-bench-") as scratch,
-        trl_side(plan, Path(scratch), arguments.trl_python, arguments.threads) as trl,
+        trl_side(plan, Path(scratch), arguments) as trl,
     ):
-        async with our_side(plan, Path(scratch), arguments.threads) as run:
+        async with our_side(plan, Path(scratch), arguments.threads, arguments.engines) as run:
             await run.take_turn(ours_warmup)
             await asyncio.to_thread(trl.take_turn, trl_warmup)
             for done in range(0, arguments.steps, arguments.block):
@@ -113,13 +114,21 @@ async def measure(mix: str, arguments: argparse.Namespace) -> dict[str, Any]:
     return {"ours": facts(ours), "trl": facts(theirs), "ratio": rounded(rate(ours) / rate(theirs))}
 
 
+def details(found: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
+    """The mixes and the settings that matter."""
+    names = ("threads", "engines", "micro_batch", "block")
+    return {"mixes": found, "settings": {name: getattr(arguments, name) for name in names}}
+
+
 def main() -> None:
     """Measures the mixes and prints the line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mix", choices=[*COMPARED, "all"], default="all")
     parser.add_argument("--steps", type=int, default=20, help="steady steps a side and mix")
     parser.add_argument("--block", type=int, default=5, help="steps a turn")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2, help="compute threads of either side")
+    parser.add_argument("--engines", type=int, default=2, help="of ours; they share the threads")
+    parser.add_argument("--micro-batch", type=int, default=MICRO_BATCH, help="of TRL: rows of a backward pass")
     parser.add_argument("--trl-python", type=Path, default=Path(".venv-trl/bin/python"))
     arguments = parser.parse_args()
     if not arguments.trl_python.exists():
@@ -128,7 +137,7 @@ def main() -> None:
     found = {mix: asyncio.run(measure(mix, arguments)) for mix in mixes}
     first = found[mixes[0]]
     rates = (first["ours"]["tokens_per_s"], first["trl"]["tokens_per_s"])
-    report(Measured("e2e", *rates, "trained tokens/s", {"mixes": found, "threads": arguments.threads}))
+    report(Measured("e2e", *rates, "trained tokens/s", details(found, arguments)))
 
 
 if __name__ == "__main__":

@@ -85,8 +85,10 @@ class ForcedFleet(Fleet):
         return super()._spec(role, index, **fields)
 
 
-def recipe(plan: Plan, folder: Path, threads: int) -> dict[str, Any]:
-    """The run file: GRPO on clock_sum in one stage that nobody leaves."""
+def recipe(plan: Plan, folder: Path, threads: int, num_engines: int) -> dict[str, Any]:
+    """The run file: GRPO on clock_sum in one stage that nobody leaves; engines share the threads."""
+    # One engine may take all there is; several must leave each other their part.
+    in_flight = MIXES[plan.mix].in_flight // num_engines if num_engines > 1 else 512
     task = {"name": "task", "path": "clock_sum", "domain": "clock"}
     return {
         "run": {"name": "bench", "folder": str(folder)},
@@ -106,7 +108,11 @@ def recipe(plan: Plan, folder: Path, threads: int) -> dict[str, Any]:
             # none is left out of training.
             "group": [{"scorer": "length_k15", "weight": 1.0}],
         },
-        "rollout": {"threads": threads, "max_concurrency": 512},
+        "rollout": {
+            "num_engines": num_engines,
+            "threads": max(1, threads // num_engines),
+            "max_concurrency": in_flight,
+        },
         "trainer": {"threads": threads},
         "console": {"enabled": False},
         "steps": [{"kind": "rl", "rl": _reinforcement(plan)}],
@@ -157,10 +163,10 @@ class OurSide:
 
 
 @asynccontextmanager
-async def our_side(plan: Plan, scratch: Path, threads: int) -> AsyncIterator[OurSide]:
+async def our_side(plan: Plan, scratch: Path, threads: int, num_engines: int = 1) -> AsyncIterator[OurSide]:
     """Starts the run and lets one iteration through; ends every process."""
     source = scratch / "recipe.yaml"
-    source.write_text(yaml.safe_dump(recipe(plan, scratch / "runs", threads)))
+    source.write_text(yaml.safe_dump(recipe(plan, scratch / "runs", threads, num_engines)))
     config = load_config(source)
     folder = RunFolder.create(Path(config.run.folder) / config.run.name, config.run.name)
     save_resolved(config, folder.config)

@@ -72,11 +72,16 @@ def heavy_tail_lengths(draw: random.Random, count: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Mix:
-    """How lengths are drawn, and what they stay below. token_budget: of ours, tokens an iteration; 0: no limit."""
+    """How lengths are drawn, and what they stay below.
+
+    Of ours, token_budget: tokens an iteration, 0 is no limit; in_flight: trajectories that an iteration runs, those
+    of earlier ones included.
+    """
 
     draw: Callable[[random.Random, int], list[int]]
     max_response_tokens: int
     token_budget: int
+    in_flight: int
 
 
 MIXES = {
