@@ -85,9 +85,9 @@ class Mix:
 
 
 MIXES = {
-    "demo": Mix(demo_lengths, 96, 0),
-    "long_tail": Mix(long_tail_lengths, 512, 64),
-    "heavy_tail": Mix(heavy_tail_lengths, 2048, 256),
+    "demo": Mix(demo_lengths, 96, 0, 256),
+    "long_tail": Mix(long_tail_lengths, 512, 64, 384),
+    "heavy_tail": Mix(heavy_tail_lengths, 2048, 256, 384),
 }
 
 
