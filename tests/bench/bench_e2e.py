@@ -25,6 +25,7 @@ from tests.bench.e2e_plan import MIXES, PADDING, VOCABULARY, Plan, make_plan
 from tests.bench.harness import Measured, median, progress, report, rounded
 
 TRL_SIDE = Path(__file__).with_name("trl_side.py")
+MEASURED = ("demo", "long_tail")
 MICRO_BATCH = 64  # rows of TRL's backward pass: faster than 16, 32 and 256 on two cores
 STOP_S = 60.0
 COMPARED = ("demo", "long_tail")
