@@ -33,7 +33,7 @@ demo: setup ## train a tiny reasoning model in three stages on this machine's CP
 
 setup: $(STAMP)-project ## create or update the environment (GPU=1: CUDA builds)
 
-test: setup ## run every fast test, then the integration and browser tests, then the quick start whole
+test: setup $(SMOLLM2)/config.json ## run every test: the fast ones first, the recipes whole at the end
 	$(BIN)/pytest $(TESTS)
 
 test-unit: setup ## run the unit and contract tests
