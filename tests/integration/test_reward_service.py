@@ -151,11 +151,12 @@ def test_no_secret_reaches_what_reads_model_text(services: RewardProcesses) -> N
     for process in processes:
         try:
             environment = Path(f"/proc/{process.pid}/environ").read_bytes()
-        except PermissionError:
-            continue  # not dumpable: nobody of this user can read it
+            command = " ".join(process.cmdline())
+        except (PermissionError, FileNotFoundError, ProcessLookupError, psutil.NoSuchProcess):
+            continue  # not dumpable, so nobody of this user can read it; or a worker that was just recycled
         assert SECRET.encode() not in environment
         assert TOKEN.encode() not in environment
-        assert TOKEN not in " ".join(process.cmdline())
+        assert TOKEN not in command
         names = {part.split(b"=")[0] for part in environment.split(b"\0") if part}
         assert not {name for name in names if b"SECRET" in name or b"TOKEN" in name or b"KEY" in name}
 
