@@ -3,7 +3,7 @@
 Both sides (e2e_ours.py, trl_side.py) stay up and take turns in blocks of steps on the same plan (e2e_plan.py). The
 figure of a side is the response tokens in its trained batches over the wall seconds of its steps. Targets: ratio 1.5 at
 the demo's lengths, 5 on the long tail. Prints one JSON line, with the demo's ratio in front and both in its details;
-takes about three quarters of an hour on two quiet cores, nearly all of it TRL's on the long tail.
+takes about twenty minutes on two cores, most of it TRL's on the long tail.
 """
 
 import argparse
