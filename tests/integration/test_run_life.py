@@ -29,8 +29,12 @@ def assert_finished(run: RunProcess, iterations: int = 9, first_left_by: str = "
     assert_clean(run)
 
 
-def test_people_pause_and_promote_a_run(tmp_path: Path) -> None:
-    run = RunProcess.start(tmp_path, "verbs", "steps.1.rl.stages.0.gate.name=manual")
+def test_people_pause_and_promote_a_run_and_its_gate_goes_back_to_the_shortest(tmp_path: Path) -> None:
+    gate = "steps.1.rl.stages.0.gate"
+    run = RunProcess.start(
+        tmp_path, "verbs", f"{gate}.name=manual", f"{gate}.rollback=length_minimum",
+        "steps.1.rl.checkpoints.every_iterations=1",
+    )  # fmt: skip
     run.wait_for("iteration 2", lambda: 2 in run.iterations())
     run.verb("pause")
     run.wait_for("the pause", lambda: run.events("run.paused"))
@@ -44,6 +48,8 @@ def test_people_pause_and_promote_a_run(tmp_path: Path) -> None:
     run.wait_for("the promotion", lambda: run.events("stage.promote"))
     promoted_after = max(run.iterations())
     assert_finished(run, iterations=promoted_after + 6, first_left_by="manual")
+    assert len(run.events("branch.opened")) == 1
+    assert {row["branch"] for row in run.rows("metrics.jsonl") if "branch" in row} == {0, 1}
 
 
 def test_an_engine_that_dies_at_start_is_named_and_leaves_nothing(tmp_path: Path) -> None:
