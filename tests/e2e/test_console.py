@@ -164,7 +164,8 @@ def test_a_run_that_ends_stays_on_the_page(browser: Browser, served: Served) -> 
     expect(page.locator("#head .pill")).to_have_text("stopped")
     expect(page.get_by_role("button")).to_have_count(0)
     expect(page.locator("#samples article").first).to_be_visible()
-    assert served.complaints == []
+    # The event stream may break off with the controller; the page connects again, and the browser notes the break.
+    assert [text for text in served.complaints if "ERR_INCOMPLETE_CHUNKED_ENCODING" not in text] == []
 
 
 def test_the_page_fits_small_and_dark_screens(browser: Browser, served: Served) -> None:

@@ -1,5 +1,6 @@
 """A finished run is shown from its files; a living one through its controller; the switch between them."""
 
+import asyncio
 import json
 import os
 import subprocess
@@ -128,6 +129,9 @@ async def test_a_living_run_through_its_controller_and_its_files_afterwards(
         with pytest.raises(RequestError, match="is no verb"):
             await run.act("explode", "")
         assert (await run.events())[-1].sequence >= 1
+        async with asyncio.timeout(20.0):  # until the controller has written what is read after its death
+            while not all(path.exists() and path.stat().st_size for path in (folder.metrics, folder.samples)):
+                await asyncio.sleep(0.05)
         controller.kill()
         controller.wait(10)
         after = await run.status()
