@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 from crescendo.common.telemetry import read_jsonl
 from crescendo.common.types import GroupId, TrajectoryId
 from crescendo.controller.loop import batches
-from crescendo.controller.loop.commits import Manifest, list_manifests
+from crescendo.controller.loop.commits import list_manifests, manifest_path
 from crescendo.controller.loop.run import Reinforcement
 from crescendo.controller.loop.state import RunState
-from crescendo.controller.stages import IterationFacts
 from crescendo.proto.v1 import trainer_pb2
 
 if TYPE_CHECKING:
@@ -35,7 +34,9 @@ async def restore_trainer(session: "Session") -> None:
     session.board.seconds.update(session.state.seconds)
     await _load_model(session, 0)
     await session.commits.load(session.fleet.trainer, manifest, manifest.weight_version)
-    await session.buffer.commit(session.lease.fence, manifest.branch, manifest.iteration, _name(manifest))
+    await session.buffer.commit(
+        session.lease.fence, manifest.branch, manifest.iteration, manifest_path(session.folder, manifest.sequence).name
+    )
     session.board.status.committed_iteration = manifest.iteration
     session.board.event("run.restored", f"from commit {manifest.sequence}, iteration {manifest.iteration}")
     for index in range(session.config.rollout.num_engines):
@@ -53,10 +54,6 @@ async def _load_model(session: "Session", version: int) -> None:
         fence=session.lease.fence, path=str(session.folder.model.resolve()), weight_version=version
     )
     await session.fleet.trainer.call("LoadModel", request, timeout_s=session.config.deadlines.start_s)
-
-
-def _name(manifest: Manifest) -> str:
-    return f"commit-{manifest.sequence:08d}.json"
 
 
 async def replay(loop: Reinforcement) -> None:
@@ -81,9 +78,7 @@ async def replay(loop: Reinforcement) -> None:
         loop.remember_rates(groups)
         state.iteration = batch.iteration
         accuracy = accuracies.get((state.branch, batch.iteration))
-        transition = loop.stages.observe(
-            IterationFacts(batch.iteration, facts.reward, facts.length, facts.clip_ratio, accuracy)
-        )
+        transition = loop.observe(batch.iteration, facts, accuracy)
         parts.board.event("batch.retrained", f"iteration {batch.iteration} from the redo log", version=version)
         if transition is not None:
             await loop.leave_stage(transition)

@@ -24,6 +24,7 @@ from crescendo.controller.curriculum import Curriculum
 from crescendo.controller.loop import batches
 from crescendo.controller.loop.parts import Parts
 from crescendo.controller.loop.samples import show_samples
+from crescendo.controller.loop.scoring import scorer_specs
 from crescendo.controller.stages import IterationFacts, StageScheduler, Transition, TransitionKind
 from crescendo.proto.v1 import common_pb2, reward_pb2, trainer_pb2
 
@@ -67,7 +68,7 @@ class Reinforcement:
         facts = batches.facts_of(groups, rewards)
         known = {**asdict(facts), **trained} if groups else {}
         self._record(iteration, {**asdict(rolled), **asdict(synced), **known}, accuracy, time.monotonic() - begun)
-        await self._decide(iteration, self._observe(iteration, facts, accuracy) if groups else None)
+        await self._decide(iteration, self.observe(iteration, facts, accuracy) if groups else None)
 
     # Sample -------------------------------------------------------------------------------------------
 
@@ -133,14 +134,7 @@ class Reinforcement:
     async def _rewards(self, groups: list[Group]) -> dict[TrajectoryId, float]:
         """The scalar of each trajectory, group-wise components included."""
         parts, stage = self.parts, self.stages.stage
-        weights = {
-            link.scorer: stage.reward_weights.get(link.scorer, link.weight) for link in parts.config.rewards.group
-        }
-        chain = [
-            reward_pb2.ScorerSpec(name=link.scorer, weight=weights[link.scorer], options=link.options)
-            for link in parts.config.rewards.group
-            if weights[link.scorer]
-        ]
+        chain = [scorer for scorer in scorer_specs(parts.config.rewards.group, stage) if scorer.weight]
         bonus: dict[str, list[common_pb2.RewardComponent]] = {}
         if chain:
             request = reward_pb2.ScoreGroupsRequest(groups=map(batches.group_message, groups), chain=chain)
@@ -174,8 +168,8 @@ class Reinforcement:
         with self.parts.board.phase("validate", iteration):
             return (await self.parts.validation.run(self.stages.stage)).accuracy
 
-    def _observe(self, iteration: int, facts: batches.BatchFacts, accuracy: float | None) -> Transition | None:
-        """Tells the gate; an iteration in which no group became complete tells it nothing."""
+    def observe(self, iteration: int, facts: batches.BatchFacts, accuracy: float | None) -> Transition | None:
+        """Tells the gate of an iteration that trained; also how recovery repeats it."""
         return self.stages.observe(IterationFacts(iteration, facts.reward, facts.length, facts.clip_ratio, accuracy))
 
     async def _decide(self, iteration: int, transition: Transition | None) -> None:

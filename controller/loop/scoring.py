@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from crescendo.buffer import Claim, ExperienceBuffer, Scored
 from crescendo.common.config.rl import StageConfig
-from crescendo.common.config.schema import Config
+from crescendo.common.config.schema import Config, ScorerConfig
 from crescendo.common.errors import CrescendoError, DeadlineError, StaleFenceError
 from crescendo.common.tokenizer import Tokenizer
 from crescendo.common.types import TrajectoryId
@@ -31,10 +31,15 @@ FAULT_BACKOFF_S = 0.2
 
 def chain_of(config: Config, domain: str, stage: StageConfig | None) -> list[reward_pb2.ScorerSpec]:
     """The reward chain of a domain with the stage's weights."""
+    return scorer_specs(config.rewards.chains[domain], stage)
+
+
+def scorer_specs(links: Sequence[ScorerConfig], stage: StageConfig | None) -> list[reward_pb2.ScorerSpec]:
+    """Links of the run file on the wire; a stage's weight goes before the link's own."""
     weights = stage.reward_weights if stage else {}
     return [
         reward_pb2.ScorerSpec(name=link.scorer, weight=weights.get(link.scorer, link.weight), options=link.options)
-        for link in config.rewards.chains[domain]
+        for link in links
     ]
 
 
