@@ -22,6 +22,7 @@ from crescendo.common.runfolder import RunFolder, write_atomically
 from crescendo.controller.launch import Worker
 from crescendo.controller.loop.board import Board
 from crescendo.controller.loop.lease import DeviceLease
+from crescendo.controller.loop.state import RunState
 from crescendo.proto.v1 import trainer_pb2
 
 MANIFEST_VERSION = 1
@@ -80,14 +81,15 @@ class Commits:
     board: Board
 
     async def commit(
-        self, trainer: Worker, *, branch: int, iteration: int, weight_version: int, state: dict[str, Any],
-        keep: int = 3, protect_from: int | None = None,
-    ) -> Manifest:  # fmt: skip
-        """Saves a checkpoint and commits it; returns its manifest.
+        self, trainer: Worker, state: RunState, *, keep: int = 3, protect_from: int | None = None
+    ) -> Manifest:
+        """Saves a checkpoint and commits the state with it; the trainer must be resident. Returns the manifest.
 
         keep: newest commits that survive; protect_from: commits of this iteration and later survive too,
         because a gate may return to them.
         """
+        branch, iteration = state.branch, state.iteration
+        state.seconds = dict(self.board.seconds)
         with self.board.phase("commit", iteration):
             earlier = await asyncio.to_thread(list_manifests, self.folder)
             sequence = earlier[-1].sequence + 1 if earlier else 1
@@ -102,8 +104,8 @@ class Commits:
                 folder=name,
                 branch=branch,
                 iteration=iteration,
-                weight_version=weight_version,
-                state=state,
+                weight_version=state.weight_version,
+                state=state.to_dict(),
                 files=[(file.path, file.num_bytes, file.digest) for file in saved.files],
             )
             path = manifest_path(self.folder, sequence)

@@ -91,17 +91,8 @@ class Parts:
 
     async def commit(self, protect_from: int | None = None) -> Manifest:
         """Commits the state as it stands; the trainer must be resident."""
-        state = self.state
-        state.seconds = dict(self.board.seconds)
-        return await self.commits.commit(
-            self.fleet.trainer,
-            branch=state.branch,
-            iteration=state.iteration,
-            weight_version=state.weight_version,
-            state=state.to_dict(),
-            keep=self.step.checkpoints.keep,
-            protect_from=protect_from,
-        )
+        keep = self.step.checkpoints.keep
+        return await self.commits.commit(self.fleet.trainer, self.state, keep=keep, protect_from=protect_from)
 
     async def roll_back(self, transition: Transition) -> None:
         """Goes back to the commit nearest to the transition's target, on a new branch.

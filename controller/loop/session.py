@@ -113,21 +113,13 @@ class Session:
 
         async def commit() -> None:
             self.state.weight_version = version
-            await self._commit()
+            await self.commits.commit(self.fleet.trainer, self.state)
 
         await supervised.run(examples, version, commit)
         self.state.weight_version = version
         if not self.control.stop_requested:
             self.state.step_index += 1
-        await self._commit()
-
-    async def _commit(self) -> None:
-        state = self.state
-        state.seconds = dict(self.board.seconds)
-        await self.commits.commit(
-            self.fleet.trainer, branch=state.branch, iteration=state.iteration,
-            weight_version=state.weight_version, state=state.to_dict(),
-        )  # fmt: skip
+        await self.commits.commit(self.fleet.trainer, self.state)
 
     async def _reinforce(self, step: RlStepConfig) -> None:
         with self.board.phase("start"):
