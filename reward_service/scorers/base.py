@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from crescendo.proto.v1 import common_pb2, reward_pb2
+from crescendo.reward_service.sandbox import protocol
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,27 @@ class Scorer:
     high: float
     options: type[Any]
     score: Callable[[Sample, Any], Outcome]
+    preload: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SandboxScorer:
+    """A scorer that has programs run, as `code` does.
+
+    step(sample, options, ended) is pure and runs in a confined worker, as `Scorer.score` does: it returns an Outcome,
+    or the programs to run next. The executor's main process runs those in the sandbox, without looking into them, and
+    asks a worker again with all outcomes so far in order (`ended`), until there is an Outcome. Answers depend on the
+    arguments only, so that any worker can take any step. max_steps bounds the rounds; an item that needs more, like
+    one whose worker was killed, gets `low`.
+    """
+
+    name: str
+    source: str
+    low: float
+    high: float
+    options: type[Any]
+    step: Callable[[Sample, Any, Sequence[protocol.Outcome]], Outcome | Sequence[protocol.Program]]
+    max_steps: int = 16
     preload: tuple[str, ...] = ()
 
 
