@@ -3,7 +3,7 @@
 import redis.exceptions as redis_errors
 
 from crescendo.common.errors import (
-    BufferFullError,
+    BufferRefusedError,
     BufferStateError,
     CrescendoError,
     EnvironmentProblem,
@@ -13,14 +13,59 @@ from crescendo.common.errors import (
 )
 
 RETRIED = (redis_errors.ConnectionError, redis_errors.TimeoutError, redis_errors.ReadOnlyError, OSError)
-"""The server is away, starts up or fails over: trying again may help."""
+"""The server is away, starts up or fails over: trying again may help within seconds."""
 
 _NOT_RETRIED = (redis_errors.AuthenticationError, redis_errors.AuthorizationError)
 
+_DISK = "Free space on the disk that holds the server's append-only file; the run goes on by itself then."
+_REFUSALS = {
+    "OOM": (
+        "it is at its memory limit",
+        "buffer.max_memory_mib",
+        "Raise `maxmemory` of the server, or let the archiver catch up: it trims what was trained on.",
+    ),
+    "MISCONF": ("it can't write to its disk", "buffer", _DISK),
+    "READONLY": (
+        "it is a replica now",
+        "buffer.url",
+        "Wait for the fail-over to end, or point the URL at the primary.",
+    ),
+    "NOREPLICAS": (
+        "fewer replicas than `min-replicas-to-write` answer",
+        "buffer.url",
+        "Bring its replicas back, or lower `min-replicas-to-write`.",
+    ),
+    "LOADING": ("it still loads its data", "buffer.url", "Wait until it has read its append-only file."),
+    "MASTERDOWN": ("it is a replica without its primary", "buffer.url", "Wait for the fail-over to end."),
+    "CLUSTERDOWN": ("its cluster has no quorum", "buffer.url", "Bring the cluster's nodes back."),
+}
+"""Code of an error reply -> what it says, the field it concerns, what to do. Nothing was written."""
+
+_CODES: tuple[tuple[type[Exception], str], ...] = (
+    (redis_errors.OutOfMemoryError, "OOM"),
+    (redis_errors.ReadOnlyError, "READONLY"),
+    (redis_errors.BusyLoadingError, "LOADING"),
+    (redis_errors.MasterDownError, "MASTERDOWN"),
+    (redis_errors.ClusterDownError, "CLUSTERDOWN"),
+)
+"""redis-py takes the code off the text of these."""
+
 
 def may_retry(error: Exception) -> bool:
-    """Whether the same call may succeed soon."""
+    """Whether the same call may succeed within seconds."""
     return isinstance(error, RETRIED) and not isinstance(error, _NOT_RETRIED)
+
+
+def refusal(error: Exception) -> BufferRefusedError | None:
+    """The typed error for a write that the server refuses for now; None for any other error."""
+    text = str(error)
+    code = next((code for kind, code in _CODES if isinstance(error, kind)), text.partition(" ")[0])
+    if code not in _REFUSALS:
+        return None
+    reason, field, fix = _REFUSALS[code]
+    return BufferRefusedError(
+        f"the buffer's server refuses writes: {reason} ({text}). Nothing was written.", field=field, fix=fix
+    )
 
 
 def typed(error: Exception) -> CrescendoError:
@@ -36,17 +81,8 @@ def typed(error: Exception) -> CrescendoError:
         )
     if code == "REFUSED":
         return RequestError(rest)
-    if isinstance(error, redis_errors.OutOfMemoryError) or code == "OOM":
-        return BufferFullError(
-            "the buffer's server is at its memory limit; nothing was written.",
-            field="buffer.max_memory_mib",
-            fix="Raise maxmemory of the server, or wait until consumed groups are archived.",
-        )
-    if code == "MISCONF" or "MISCONF" in text:
-        return BufferFullError(
-            f"the buffer's server can't write to its disk: {text}",
-            fix="Free disk space where the server keeps its append-only file; the run goes on by itself.",
-        )
+    if (refused := refusal(error)) is not None:
+        return refused
     if isinstance(error, redis_errors.NoPermissionError):
         return EnvironmentProblem(
             f"the buffer's user may not do this: {text}",

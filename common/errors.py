@@ -9,7 +9,7 @@
     ├── WeightMismatchError    an engine does not serve what it should
     ├── CheckpointError        a manifest or file is missing or damaged
     ├── BufferStateError       the buffer refused or is not fit
-    │   └── BufferFullError    memory or disk is full: retry when there is space
+    │   └── BufferRefusedError a write was refused (memory, disk, replicas): retry when that has passed
     ├── WorkerError            a service process failed
     │   ├── WorkerLostError    it died, hung or is unreachable: retryable
     │   └── WorkerStartError   it never became ready
@@ -87,8 +87,11 @@ class BufferStateError(CrescendoError):
     """The buffer is not fit for the run, or refused a transition."""
 
 
-class BufferFullError(BufferStateError):
-    """No memory or disk space for a write; nothing was lost."""
+class BufferRefusedError(BufferStateError):
+    """The buffer's server takes no writes for now: memory or disk is full, it loads, fails over or lacks replicas.
+
+    Nothing was written and nothing is lost; the same call succeeds when the cause has gone.
+    """
 
     retryable = True
 

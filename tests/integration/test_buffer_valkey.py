@@ -128,9 +128,9 @@ async def test_a_full_server_refuses_new_work_and_still_finishes_old(tmp_path: P
         claimed = await driver.claim()
         with contextlib.closing(redis.Redis.from_url(url)) as filler:
             fill(filler)
-            with pytest.raises(errors.BufferFullError):
+            with pytest.raises(errors.BufferRefusedError):
                 await driver.open(new_group(2))
-            with pytest.raises(errors.BufferFullError):
+            with pytest.raises(errors.BufferRefusedError):
                 await driver.flush(Update(claimed[0], 0, segment(3)))
             assert await driver.states(*claimed) == ["leased", "leased"], "nothing half written"
             await driver.buffer.record_batch(driver.fence, batch(done))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from crescendo.common.errors import BufferFullError, RequestError
+from crescendo.common.errors import BufferRefusedError, RequestError
 from crescendo.common.types import GroupId, Segment, Trajectory, TrajectoryId, TrajectoryState
 from crescendo.proto.v1 import common_pb2, trainer_pb2
 from crescendo.trainer.experience import Limits, Prepared, load, prepare, teaches
@@ -155,5 +155,5 @@ async def test_a_damaged_trajectory_costs_only_itself() -> None:
 
 
 async def test_a_buffer_that_is_away_is_not_a_damaged_trajectory() -> None:
-    with pytest.raises(BufferFullError):
-        await load(_Source(BufferFullError("away")), ["a", "broken"])
+    with pytest.raises(BufferRefusedError):
+        await load(_Source(BufferRefusedError("away")), ["a", "broken"])
