@@ -482,20 +482,26 @@ class WorkerTask(_message.Message):
     SEQUENCE_FIELD_NUMBER: _builtins.int
     ITEM_FIELD_NUMBER: _builtins.int
     DEADLINE_SECONDS_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     deadline_seconds: _builtins.float
     @_builtins.property
     def item(self) -> Global___ScoreItem: ...
+    @_builtins.property
+    def ended(self) -> _containers.RepeatedCompositeFieldContainer[Global___LinkRuns]:
+        """Links of the chain that had programs run: what became of all of them so far. Only these links are applied."""
+
     def __init__(
         self,
         *,
         sequence: _builtins.int = ...,
         item: Global___ScoreItem | None = ...,
         deadline_seconds: _builtins.float = ...,
+        ended: _abc.Iterable[Global___LinkRuns] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["item", b"item"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_seconds", b"deadline_seconds", "item", b"item", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_seconds", b"deadline_seconds", "ended", b"ended", "item", b"item", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -510,6 +516,7 @@ class WorkerAnswer(_message.Message):
     FAULT_FIELD_NUMBER: _builtins.int
     SECONDS_FIELD_NUMBER: _builtins.int
     RETIRE_FIELD_NUMBER: _builtins.int
+    NEEDED_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     seconds: _builtins.float
     retire: _builtins.bool
@@ -520,6 +527,10 @@ class WorkerAnswer(_message.Message):
     def fault(self) -> _common_pb2.ErrorDetail:
         """the item's chain cannot be applied"""
 
+    @_builtins.property
+    def needed(self) -> _containers.RepeatedCompositeFieldContainer[Global___LinkRuns]:
+        """Links that need programs run before they have a component; theirs in `components` are placeholders."""
+
     def __init__(
         self,
         *,
@@ -528,11 +539,215 @@ class WorkerAnswer(_message.Message):
         fault: _common_pb2.ErrorDetail | None = ...,
         seconds: _builtins.float = ...,
         retire: _builtins.bool = ...,
+        needed: _abc.Iterable[Global___LinkRuns] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["fault", b"fault"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["components", b"components", "fault", b"fault", "retire", b"retire", "seconds", b"seconds", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["components", b"components", "fault", b"fault", "needed", b"needed", "retire", b"retire", "seconds", b"seconds", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WorkerAnswer: _TypeAlias = WorkerAnswer  # noqa: Y015
+
+@_typing.final
+class LinkRuns(_message.Message):
+    """LinkRuns is one link of a chain and its runs in the sandbox, in order: as a need (programs) or as an answer
+    (outcomes). Programs and outcomes are as in reward_service/sandbox/protocol.py.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINK_FIELD_NUMBER: _builtins.int
+    PROGRAMS_FIELD_NUMBER: _builtins.int
+    OUTCOMES_FIELD_NUMBER: _builtins.int
+    link: _builtins.int
+    """index into ScoreItem.chain"""
+    @_builtins.property
+    def programs(self) -> _containers.RepeatedCompositeFieldContainer[Global___SandboxProgram]: ...
+    @_builtins.property
+    def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[Global___SandboxOutcome]: ...
+    def __init__(
+        self,
+        *,
+        link: _builtins.int = ...,
+        programs: _abc.Iterable[Global___SandboxProgram] | None = ...,
+        outcomes: _abc.Iterable[Global___SandboxOutcome] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["link", b"link", "outcomes", b"outcomes", "programs", b"programs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LinkRuns: _TypeAlias = LinkRuns  # noqa: Y015
+
+@_typing.final
+class SandboxLimits(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WALL_SECONDS_FIELD_NUMBER: _builtins.int
+    CPU_SECONDS_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
+    FILES_BYTES_FIELD_NUMBER: _builtins.int
+    NUM_FILES_FIELD_NUMBER: _builtins.int
+    FILE_BYTES_FIELD_NUMBER: _builtins.int
+    NUM_PROCESSES_FIELD_NUMBER: _builtins.int
+    wall_seconds: _builtins.float
+    cpu_seconds: _builtins.float
+    memory_bytes: _builtins.int
+    output_bytes: _builtins.int
+    files_bytes: _builtins.int
+    num_files: _builtins.int
+    file_bytes: _builtins.int
+    num_processes: _builtins.int
+    def __init__(
+        self,
+        *,
+        wall_seconds: _builtins.float = ...,
+        cpu_seconds: _builtins.float = ...,
+        memory_bytes: _builtins.int = ...,
+        output_bytes: _builtins.int = ...,
+        files_bytes: _builtins.int = ...,
+        num_files: _builtins.int = ...,
+        file_bytes: _builtins.int = ...,
+        num_processes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_seconds", b"cpu_seconds", "file_bytes", b"file_bytes", "files_bytes", b"files_bytes", "memory_bytes", b"memory_bytes", "num_files", b"num_files", "num_processes", b"num_processes", "output_bytes", b"output_bytes", "wall_seconds", b"wall_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SandboxLimits: _TypeAlias = SandboxLimits  # noqa: Y015
+
+@_typing.final
+class SandboxProgram(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class FilesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.bytes
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.bytes = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class EnvironmentEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    PROFILE_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    STDIN_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_FIELD_NUMBER: _builtins.int
+    ENVIRONMENT_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    profile: _builtins.str
+    stdin: _builtins.bytes
+    @_builtins.property
+    def files(self) -> _containers.ScalarMap[_builtins.str, _builtins.bytes]: ...
+    @_builtins.property
+    def arguments(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def environment(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def limits(self) -> Global___SandboxLimits: ...
+    def __init__(
+        self,
+        *,
+        profile: _builtins.str = ...,
+        files: _abc.Mapping[_builtins.str, _builtins.bytes] | None = ...,
+        stdin: _builtins.bytes = ...,
+        arguments: _abc.Iterable[_builtins.str] | None = ...,
+        environment: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        limits: Global___SandboxLimits | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "environment", b"environment", "files", b"files", "limits", b"limits", "profile", b"profile", "stdin", b"stdin"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SandboxProgram: _TypeAlias = SandboxProgram  # noqa: Y015
+
+@_typing.final
+class SandboxOutcome(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENDING_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    STDOUT_FIELD_NUMBER: _builtins.int
+    STDERR_FIELD_NUMBER: _builtins.int
+    IS_STDOUT_TRUNCATED_FIELD_NUMBER: _builtins.int
+    IS_STDERR_TRUNCATED_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    CPU_SECONDS_FIELD_NUMBER: _builtins.int
+    PEAK_BYTES_FIELD_NUMBER: _builtins.int
+    BOUNDARY_FIELD_NUMBER: _builtins.int
+    JAIL_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ending: _builtins.str
+    """exited | signaled | timeout | memory | output | sandbox_error | unsupported"""
+    code: _builtins.int
+    stdout: _builtins.bytes
+    stderr: _builtins.bytes
+    is_stdout_truncated: _builtins.bool
+    is_stderr_truncated: _builtins.bool
+    seconds: _builtins.float
+    cpu_seconds: _builtins.float
+    peak_bytes: _builtins.int
+    boundary: _builtins.str
+    jail: _builtins.str
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        ending: _builtins.str = ...,
+        code: _builtins.int = ...,
+        stdout: _builtins.bytes = ...,
+        stderr: _builtins.bytes = ...,
+        is_stdout_truncated: _builtins.bool = ...,
+        is_stderr_truncated: _builtins.bool = ...,
+        seconds: _builtins.float = ...,
+        cpu_seconds: _builtins.float = ...,
+        peak_bytes: _builtins.int = ...,
+        boundary: _builtins.str = ...,
+        jail: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boundary", b"boundary", "code", b"code", "cpu_seconds", b"cpu_seconds", "ending", b"ending", "is_stderr_truncated", b"is_stderr_truncated", "is_stdout_truncated", b"is_stdout_truncated", "jail", b"jail", "peak_bytes", b"peak_bytes", "reason", b"reason", "seconds", b"seconds", "stderr", b"stderr", "stdout", b"stdout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SandboxOutcome: _TypeAlias = SandboxOutcome  # noqa: Y015
