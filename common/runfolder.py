@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from crescendo.common import failpoints
 from crescendo.common.errors import RunFolderError
 
 FORMAT_VERSION = 1
@@ -51,6 +52,11 @@ class RunFolder:
     @property
     def samples(self) -> Path:
         return self.root / "samples.jsonl"
+
+    @property
+    def attestations(self) -> Path:
+        """Which engine proved which weight version, and when; a version is served only after its line is here."""
+        return self.root / "attestations.jsonl"
 
     @property
     def quarantine(self) -> Path:
@@ -157,6 +163,7 @@ def write_atomically(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+    failpoints.reach(f"rename {path.name}")
     os.replace(scratch, path)
     directory = os.open(path.parent, os.O_RDONLY)
     try:

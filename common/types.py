@@ -71,6 +71,7 @@ class Segment:
     log_probs: FloatArray
     loss_mask: BoolArray
     tool_turn: bool = False
+    worker_id: str = ""  # the engine that made it
 
     def __post_init__(self) -> None:
         lengths = (len(self.token_ids), len(self.log_probs), len(self.loss_mask))
@@ -95,6 +96,7 @@ class Segment:
             loss_mask=mask,
             num_tokens=len(self.token_ids),
             tool_turn=self.tool_turn,
+            worker_id=self.worker_id,
         )
 
     @classmethod
@@ -122,6 +124,7 @@ class Segment:
             log_probs=np.frombuffer(packed.log_probs, dtype="<f4"),
             loss_mask=mask,
             tool_turn=packed.tool_turn,
+            worker_id=packed.worker_id,
         )
 
 
@@ -176,4 +179,5 @@ class Group:
     trajectory_ids: tuple[TrajectoryId, ...]
     consumed_iteration: int = -1
     drop_reason: str = ""
+    archived: str = ""  # the archive file that holds its payload; then there are no trajectories here
     trajectories: tuple[Trajectory, ...] = field(default=())

@@ -28,6 +28,7 @@ class Flight:
         max_sequence_tokens: int,
         decode: Decode | None,
         now_s: float,
+        worker_id: str = "",
     ) -> None:
         trajectory = claim.trajectory
         self.request_id = request_id
@@ -38,6 +39,7 @@ class Flight:
         self.finish_reason: FinishReason = common_pb2.FINISH_REASON_UNSPECIFIED
         self.flushed_at_s = now_s
         self._interrupted = False
+        self._worker_id = worker_id
         self._begin = begin
         self._token_ids: list[int] = []
         self._log_probs: list[float] = []
@@ -122,6 +124,7 @@ class Flight:
                 token_ids=np.asarray(self._token_ids[start:end], dtype=np.int32),
                 log_probs=np.asarray(self._log_probs[start:end], dtype=np.float32),
                 loss_mask=np.ones(end - start, dtype=np.bool_),
+                worker_id=self._worker_id,
             )
         offset = len(self.earlier_token_ids) + start
         return Update(self.trajectory_id, offset, segment, self.state, self.finish_reason, self._interrupted)

@@ -19,6 +19,7 @@ from typing import TypeVar
 import xxhash
 
 from crescendo.buffer.protocol import Claim, ExperienceBuffer, Update
+from crescendo.common import failpoints
 from crescendo.common.errors import CrescendoError, DeadlineError, InternalError, RequestError, StaleFenceError
 from crescendo.common.types import TrajectoryState
 from crescendo.proto.v1 import common_pb2, rollout_pb2
@@ -133,6 +134,7 @@ class RolloutPhase:
         progress = rollout_pb2.RolloutProgress()
         progress.CopyFrom(self._progress)
         progress.num_running = len(self._by_request)
+        progress.num_unflushed = sum(flight.num_unflushed for flight in self._flights.values())
         progress.tokens_per_second = progress.num_tokens / elapsed_s
         progress.drained = self._nothing_to_claim and not self._flights and not self.trouble
         return progress
@@ -158,6 +160,11 @@ class RolloutPhase:
         if overrun:
             self._engine.forget(overrun)
         self._last_token_s = time.monotonic()
+        failpoints.reach("engine.stepped", self._unflushed)
+
+    def _unflushed(self) -> dict[str, int]:
+        """Tokens by trajectory that only this process has."""
+        return {flight.trajectory_id: flight.num_unflushed for flight in self._flights.values()}
 
     def on_failure(self, error: CrescendoError) -> None:
         """The engine died: what it generated is parked, for another engine to go on with."""
@@ -183,6 +190,8 @@ class RolloutPhase:
             if claims is None:
                 return
             self._nothing_to_claim = not claims
+            if claims:
+                failpoints.reach("engine.claimed")
             self._launch(claims)
             if not claims and self._by_request and not self._stopping:
                 await self._wait_until_idle(BUSY_CLAIM_INTERVAL_S)
@@ -223,6 +232,7 @@ class RolloutPhase:
                 max_sequence_tokens=self._engine.max_sequence_tokens,
                 decode=self._decode,
                 now_s=now_s,
+                worker_id=self._worker_id,
             )
             self._drop(flight.trajectory_id)  # an expired lease that came back to us
             self._flights[flight.trajectory_id] = flight
@@ -303,6 +313,7 @@ class RolloutPhase:
             return
         if lost is None:
             return
+        failpoints.reach("engine.flushed", self._unflushed)
         now_s = time.monotonic()
         for flight, update in pairs:
             flight.flushed(update, now_s)

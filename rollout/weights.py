@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from crescendo.common import failpoints
 from crescendo.common.errors import WeightMismatchError
 from crescendo.common.weights import manifest_digest, tensor_digest
 from crescendo.proto.v1 import common_pb2
@@ -49,6 +50,7 @@ class WeightReceiver:
             self.loaded_version = 0
             await self._engine.call(lambda engine: engine.load_weights(manifest), deadline_s)
             self.loaded_version = manifest.version
+            failpoints.reach("engine.loaded")
             load_s = time.perf_counter() - started_s
             digests, digest_s = await digesting
         finally:

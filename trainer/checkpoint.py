@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from crescendo.common import failpoints
 from crescendo.common.errors import CheckpointError
 from crescendo.proto.v1 import trainer_pb2
 from crescendo.trainer import tensor_files
@@ -60,6 +61,7 @@ def save(root: Path, model: PolicyModel, optimizer: FlatAdamW, state: TrainerSta
             tensors.append(buffer[start:stop])
     path = root / rank_file(model.at.tensor_rank)
     files = [tensor_files.write_tensors(path, root, layout, torch.float32, tensors, {"format": "pt"})]
+    failpoints.reach("trainer.saving")
     if model.at.speaks:
         state.random_state = base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode()
         text = json.dumps(asdict(state), indent=1).encode()

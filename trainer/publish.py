@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from crescendo.common import failpoints
 from crescendo.common.errors import RequestError
 from crescendo.common.weights import manifest_digest
 from crescendo.proto.v1 import common_pb2, trainer_pb2
@@ -57,6 +58,7 @@ def publish(
         return trainer_pb2.PublishResponse()
     dtype = str(model.dtype).removeprefix("torch.")
     written = channel.write(request.version, model.export_layout(), dtype, model.export())
+    failpoints.reach("trainer.published")
     manifest = common_pb2.WeightManifest(
         version=request.version,
         parent=request.parent,

@@ -15,6 +15,7 @@ import psutil
 from google.protobuf.message import Message
 
 from crescendo.buffer import ExperienceBuffer, connect
+from crescendo.common import failpoints
 from crescendo.common.config.load import load_resolved
 from crescendo.common.errors import CheckpointError, CrescendoError, DeadlineError, RequestError
 from crescendo.common.runfolder import RunFolder
@@ -146,6 +147,7 @@ class TrainerWorker:
         loaded.keeps_moments = not batch.reset_optimizer
         max_tokens = batch.max_tokens_per_micro_batch or DEFAULT_MAX_TOKENS
         outcome = step.train(loaded.model, loaded.optimizer, prepared, batch, wanted, max_tokens)
+        failpoints.reach("trainer.stepped")
         self.weight_version = batch.new_version
         return trainer_pb2.TrainResponse(
             weight_version=self.weight_version,

@@ -42,6 +42,7 @@ class Board:
         self._metrics_file = JsonlWriter(folder.metrics)
         self._events_file = JsonlWriter(folder.events)
         self._samples_file = JsonlWriter(folder.samples)
+        self._attestations_file = JsonlWriter(folder.attestations)
 
     @property
     def elapsed_s(self) -> float:
@@ -117,6 +118,19 @@ class Board:
             }
         )  # fmt: skip
 
+    def attestation(self, worker_id: str, attestation: common_pb2.Attestation, canary_difference: float) -> None:
+        """Records that an engine proved a weight version; written before the engine is admitted."""
+        self._attestations_file.write(
+            {
+                "unix_seconds": time.time(),
+                "epoch": self.status.fence.epoch,
+                "worker_id": worker_id,
+                "version": attestation.version,
+                "digest": f"{attestation.digest:016x}",
+                "canary_difference": canary_difference,
+            }
+        )
+
     def snapshot(self) -> controller_pb2.RunStatus:
         """A copy of the status with the time line and the clock."""
         copy = controller_pb2.RunStatus()
@@ -127,7 +141,7 @@ class Board:
 
     def close(self) -> None:
         """Ends the files."""
-        for file in (self._metrics_file, self._events_file, self._samples_file):
+        for file in (self._metrics_file, self._events_file, self._samples_file, self._attestations_file):
             file.close()
 
 

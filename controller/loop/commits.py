@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from crescendo.buffer import ExperienceBuffer
+from crescendo.common import failpoints
 from crescendo.common.config.schema import Config
 from crescendo.common.errors import CheckpointError
 from crescendo.common.runfolder import RunFolder, write_atomically
@@ -99,6 +100,7 @@ class Commits:
                 fence=fence, idempotency_key=f"save-{name}", path=str((self.folder.checkpoints / name).resolve())
             )
             saved = await trainer.call("SaveCheckpoint", request, timeout_s=self.config.deadlines.checkpoint_s)
+            failpoints.reach("commit.saved")
             manifest = Manifest(
                 sequence=sequence,
                 folder=name,
@@ -110,7 +112,9 @@ class Commits:
             )
             path = manifest_path(self.folder, sequence)
             await asyncio.to_thread(write_atomically, path, json.dumps(asdict(manifest), indent=1))
+            failpoints.reach("commit.renamed")
             await self.buffer.commit(fence, branch, iteration, path.name)
+            failpoints.reach("commit.rolled")
             self.board.status.committed_iteration = iteration
             await asyncio.to_thread(self._prune, [*earlier, manifest], keep, protect_from)
         return manifest
@@ -121,6 +125,7 @@ class Commits:
                 continue
             # The manifest goes first: a folder without one counts for nothing.
             manifest_path(self.folder, old.sequence).unlink(missing_ok=True)
+            failpoints.reach("prune.unlisted")
             shutil.rmtree(self.folder.checkpoints / old.folder, ignore_errors=True)
 
     async def load(self, trainer: Worker, manifest: Manifest, weight_version: int) -> None:

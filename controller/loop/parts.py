@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from crescendo.buffer import ExperienceBuffer
+from crescendo.common import failpoints
 from crescendo.common.config.rl import RlStepConfig
 from crescendo.common.config.schema import Config
 from crescendo.common.errors import CheckpointError
@@ -112,11 +113,13 @@ class Parts:
         branch = await self.buffer.open_branch(
             self.lease.fence, parent=self.state.branch, from_iteration=target, drop_partials=True
         )
+        failpoints.reach("rollback.opened")
         async with self.trainer_resident():
             await self.commits.load(self.fleet.trainer, manifest, manifest.weight_version)
             self.state.branch = branch
             self.state.weight_version = manifest.weight_version
             self.state.optimizer_step = int(manifest.state["optimizer_step"])
+            failpoints.reach("rollback.loaded")
         self.board.event(
             "branch.opened", f"branch {branch} starts from iteration {target} ({transition.rollback})", target=target
         )

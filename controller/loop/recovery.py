@@ -9,6 +9,7 @@ versions with their parents named. Groups that were opened but not recorded are 
 import asyncio
 from typing import TYPE_CHECKING
 
+from crescendo.common import failpoints
 from crescendo.common.telemetry import read_jsonl
 from crescendo.common.types import GroupId, TrajectoryId
 from crescendo.controller.loop import batches
@@ -34,9 +35,11 @@ async def restore_trainer(session: "Session") -> None:
     session.board.seconds.update(session.state.seconds)
     await _load_model(session, 0)
     await session.commits.load(session.fleet.trainer, manifest, manifest.weight_version)
+    failpoints.reach("resume.loaded")
     await session.buffer.commit(
         session.lease.fence, manifest.branch, manifest.iteration, manifest_path(session.folder, manifest.sequence).name
     )
+    failpoints.reach("resume.rolled")
     session.board.status.committed_iteration = manifest.iteration
     session.board.event("run.restored", f"from commit {manifest.sequence}, iteration {manifest.iteration}")
     for index in range(session.config.rollout.num_engines):
@@ -68,6 +71,7 @@ async def replay(loop: Reinforcement) -> None:
         batch.parent_version, batch.new_version = state.weight_version, version
         with parts.board.phase("train", batch.iteration):
             await loop.step(batch)
+        failpoints.reach("resume.retrained")
         groups = await parts.buffer.load_groups([GroupId(group.group_id) for group in batch.groups])
         rewards = {
             TrajectoryId(trajectory): reward

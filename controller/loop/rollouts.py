@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 
 from crescendo.buffer import ExperienceBuffer
+from crescendo.common import failpoints
 from crescendo.common.config.rl import RlStepConfig, StageConfig
 from crescendo.common.config.schema import Config
 from crescendo.common.errors import DeadlineError
@@ -55,6 +56,7 @@ class Rollouts:
         engines = self.fleet.engines
         begun = time.monotonic()
         await self._begin(engines, iteration, branch, stage, version)
+        failpoints.reach("rollout.begun")
         try:
             interrupted = await self._watch(engines, iteration, stage, begun)
         finally:

@@ -19,6 +19,7 @@ import time
 from dataclasses import asdict, dataclass
 
 from crescendo.buffer import NewGroup
+from crescendo.common import failpoints
 from crescendo.common.types import Group, GroupState, TrajectoryId, group_id
 from crescendo.controller.curriculum import Curriculum
 from crescendo.controller.loop import batches
@@ -51,19 +52,24 @@ class Reinforcement:
         self._show(iteration)
         with board.phase("sample", iteration):
             await self._open_groups(iteration)
+        failpoints.reach("sample.opened")
         with board.phase("rollout", iteration):
             rolled = await parts.rollouts.phase(iteration, parts.state.branch, stage, parts.state.weight_version)
         if rolled.interrupted:
             return
+        failpoints.reach("rollout.parked")
         with board.phase("score", iteration):
             await parts.scoring.settle(parts.config.deadlines.scoring_s)
+        failpoints.reach("score.settled")
         with board.phase("switch", iteration):
             await parts.switch_to_training()
+        failpoints.reach("switch.reclaimed")
         with board.phase("train", iteration):
             groups, rewards, trained = await self._train(iteration)
         with board.phase("publish", iteration):
             synced = await parts.switch_to_rollout()
         accuracy = await self._validate(iteration)
+        failpoints.reach("validate.done")
         parts.state.iteration = iteration
         facts = batches.facts_of(groups, rewards)
         known = {**asdict(facts), **trained} if groups else {}
@@ -101,13 +107,16 @@ class Reinforcement:
         version = await parts.buffer.next_version(
             parts.lease.fence, parent=state.weight_version, branch=state.branch, iteration=iteration
         )
+        failpoints.reach("train.numbered")
         batch = batches.make_batch(
             parts.config, parts.step, self.stages.stage, groups, rewards,
             branch=state.branch, iteration=iteration, parent_version=state.weight_version,
             new_version=version, optimizer_step=state.optimizer_step,
         )  # fmt: skip
         await parts.buffer.record_batch(parts.lease.fence, batch)
+        failpoints.reach("train.recorded")
         trained = await self.step(batch)
+        failpoints.reach("train.stepped")
         self.remember_rates(groups)
         await show_samples(parts, groups)
         return groups, rewards, trained
@@ -189,6 +198,7 @@ class Reinforcement:
         if transition.kind is TransitionKind.PROMOTE and transition.rollback != "last":
             await parts.roll_back(transition)
         self.stages.apply(transition, parts.state.iteration + 1)
+        failpoints.reach("stage.left")
         parts.board.event(
             f"stage.{transition.kind}",
             f"{transition.from_stage} left by {transition.left_by}: {transition.reason}",

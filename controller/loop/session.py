@@ -12,6 +12,7 @@ import logging
 from dataclasses import dataclass, field
 
 from crescendo.buffer import ExperienceBuffer, connect
+from crescendo.common import failpoints
 from crescendo.common.config.rl import RlStepConfig
 from crescendo.common.config.schema import Config, StepConfig
 from crescendo.common.errors import CrescendoError
@@ -218,4 +219,6 @@ class Session:
                 fence=self.lease.fence, path=str(self.folder.export.resolve()), dtype=self.config.model.dtype
             )
             await self.fleet.trainer.call("ExportModel", request, timeout_s=self.config.deadlines.checkpoint_s)
+        failpoints.reach("finish.exported")
         await self.parts.commit()
+        failpoints.reach("finish.committed")

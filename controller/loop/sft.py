@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
+from crescendo.common import failpoints
 from crescendo.common.config.schema import Config, SftStepConfig
 from crescendo.controller.launch import Fleet
 from crescendo.controller.loop.batches import learning_rate_message
@@ -47,6 +48,7 @@ class SupervisedStep:
                 steps = min(CHUNK_STEPS, self.step.steps - self.state.sft_steps)
                 chunk = await asyncio.to_thread(lambda n: list(itertools.islice(demonstrations, n)), steps * batch_size)
                 await self._train(chunk, version)
+                failpoints.reach("sft.trained")
                 self.state.sft_steps += steps
                 done = self.state.sft_steps - first
                 left = self.step.steps - self.state.sft_steps

@@ -9,6 +9,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from crescendo.buffer import ExperienceBuffer
+from crescendo.common import failpoints
 from crescendo.common.config.schema import Config
 from crescendo.common.errors import WeightMismatchError
 from crescendo.controller.launch import Worker
@@ -56,16 +57,22 @@ class WeightSync:
         answer = await trainer.call("Publish", request, timeout_s=self.config.deadlines.sync_s)
         self.manifest = answer.manifest
         await self.buffer.register_weights(self.lease.fence, self.manifest)
+        failpoints.reach("publish.registered")
         return float(answer.gather_seconds + answer.digest_seconds + answer.canary_seconds)
 
     async def admit(self, engines: list[Worker]) -> SyncFacts:
         """Brings engines to the published version; raises WeightMismatchError when one cannot prove it."""
         attestations = await asyncio.gather(*(self._update(engine) for engine in engines))
         differences = [canary_difference(self.manifest, attestation) for attestation in attestations]
+        # On record before any engine serves: the audit holds every trained token against it.
+        for engine, attestation, difference in zip(engines, attestations, differences, strict=True):
+            self.board.attestation(engine.worker_id, attestation, difference)
+        failpoints.reach("publish.attested")
         admit = rollout_pb2.AdmitRequest(fence=self.lease.fence, version=self.manifest.version)
         await asyncio.gather(
             *(engine.call("Admit", admit, timeout_s=self.config.deadlines.call_s) for engine in engines)
         )
+        failpoints.reach("publish.admitted")
         self.board.status.weight_version = self.manifest.version
         worst = max(differences, default=0.0)
         self.max_difference = max(self.max_difference, worst)

@@ -343,6 +343,7 @@ class Segment(_message.Message):
     LOSS_MASK_FIELD_NUMBER: _builtins.int
     NUM_TOKENS_FIELD_NUMBER: _builtins.int
     TOOL_TURN_FIELD_NUMBER: _builtins.int
+    WORKER_ID_FIELD_NUMBER: _builtins.int
     weight_version: _builtins.int
     iteration: _builtins.int
     stage: _builtins.str
@@ -354,6 +355,8 @@ class Segment(_message.Message):
     num_tokens: _builtins.int
     tool_turn: _builtins.bool
     """made by a tool, not by the policy: never trains"""
+    worker_id: _builtins.str
+    """the engine that made it; its attestation of weight_version is on record"""
     def __init__(
         self,
         *,
@@ -366,10 +369,11 @@ class Segment(_message.Message):
         loss_mask: _builtins.bytes = ...,
         num_tokens: _builtins.int = ...,
         tool_turn: _builtins.bool = ...,
+        worker_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "iteration", b"iteration", "log_probs", b"log_probs", "loss_mask", b"loss_mask", "num_tokens", b"num_tokens", "stage", b"stage", "token_ids", b"token_ids", "tool_turn", b"tool_turn", "weight_version", b"weight_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "iteration", b"iteration", "log_probs", b"log_probs", "loss_mask", b"loss_mask", "num_tokens", b"num_tokens", "stage", b"stage", "token_ids", b"token_ids", "tool_turn", b"tool_turn", "weight_version", b"weight_version", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -69,6 +69,7 @@ class RolloutProgress(_message.Message):
     NUM_TOKENS_FIELD_NUMBER: _builtins.int
     TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
     DRAINED_FIELD_NUMBER: _builtins.int
+    NUM_UNFLUSHED_FIELD_NUMBER: _builtins.int
     num_running: _builtins.int
     num_finished: _builtins.int
     """since Begin"""
@@ -81,6 +82,8 @@ class RolloutProgress(_message.Message):
     tokens_per_second: _builtins.float
     drained: _builtins.bool
     """nothing to claim and nothing running"""
+    num_unflushed: _builtins.int
+    """tokens that only this engine has: what its death would cost"""
     def __init__(
         self,
         *,
@@ -91,10 +94,11 @@ class RolloutProgress(_message.Message):
         num_tokens: _builtins.int = ...,
         tokens_per_second: _builtins.float = ...,
         drained: _builtins.bool = ...,
+        num_unflushed: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["drained", b"drained", "num_finished", b"num_finished", "num_parked", b"num_parked", "num_repeats", b"num_repeats", "num_running", b"num_running", "num_tokens", b"num_tokens", "tokens_per_second", b"tokens_per_second"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drained", b"drained", "num_finished", b"num_finished", "num_parked", b"num_parked", "num_repeats", b"num_repeats", "num_running", b"num_running", "num_tokens", b"num_tokens", "num_unflushed", b"num_unflushed", "tokens_per_second", b"tokens_per_second"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
