@@ -16,9 +16,10 @@ Schema version 1. G is a group id, T a trajectory id, W a worker id, B a branch,
 | counts            | hash   | `trajectories.<state>`, `groups.<state>` -> number                                |
 | open              | hash   | `<iteration>:<state>` -> trajectories of open groups that were opened in iteration |
 | group:G           | hash   | prompt_id, state, branch, iteration, stage, samples, sequence, scored, dropped,   |
-|                   |        | settled_by (the trajectory that closed it), consumed_iteration, drop_reason       |
+|                   |        | settled_by (the trajectory that closed it), consumed_iteration, drop_reason,      |
+|                   |        | archived (the file that holds its payload, which then is not here)               |
 | prompt:G          | string | crescendo.v1.Prompt                                                               |
-| groups:<state>    | zset   | group ids by sequence                                                             |
+| groups:<state>    | zset   | group ids by sequence, those whose payload is here                                |
 | consumed:B        | zset   | group ids by the iteration that consumed them on branch B                         |
 | trajectories      | hash   | T -> MessagePack map: group, state, opened (its group's iteration), sequence,     |
 |                   |        | tokens, spans, span_iteration (newest iteration it ran in), attempts, worker,     |
@@ -37,6 +38,7 @@ Schema version 1. G is a group id, T a trajectory id, W a worker id, B a branch,
 | redo:B            | hash   | iteration -> crescendo.v1.TrainBatch, those above the commit                      |
 | commit            | hash   | branch, iteration, manifest                                                       |
 | branches          | hash   | B -> `<parent>:<iteration>` it started from; branch 0 has no entry                |
+| archiver          | string | token of the newest archiver                                                      |
 | version           | string | newest weight version issued                                                      |
 | weights:V         | hash   | parent, branch, iteration, manifest (crescendo.v1.WeightManifest)                 |
 
@@ -93,6 +95,10 @@ class Keys:
     @property
     def commit(self) -> str:
         return self.prefix + "commit"
+
+    @property
+    def branches(self) -> str:
+        return self.prefix + "branches"
 
     @property
     def version(self) -> str:

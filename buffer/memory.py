@@ -7,11 +7,12 @@ see half a change.
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from crescendo.buffer import packing
+from crescendo.buffer.archived import below_commit
 from crescendo.buffer.lease_clock import LeaseClock
 from crescendo.buffer.ledger import check_new_group
 from crescendo.buffer.memory_ledger import Entry, GroupEntry, MemoryLedger
@@ -32,6 +33,7 @@ class MemoryBuffer:
         self._lease_clock = LeaseClock(monotonic)
         self._clock_s = 0.0
         self._fence = (0, 0)
+        self._archiver = 0
         self._ledger = MemoryLedger()
         self._redo = MemoryRedo(self._ledger)
         self._news = asyncio.Condition()
@@ -204,7 +206,7 @@ class MemoryBuffer:
         self._ledger.drop_group(entry, reason)
 
     async def groups(self, state: GroupState, *, limit: int = 0) -> list[GroupId]:
-        found = [group.new.group_id for group in self._ledger.groups_in([state])]
+        found = [group.new.group_id for group in self._ledger.groups_in([state]) if not group.archived]
         return found[:limit] if limit else found
 
     async def load_groups(self, ids: Sequence[GroupId], *, with_trajectories: bool = True) -> list[Group]:
@@ -214,7 +216,7 @@ class MemoryBuffer:
         return [self._trajectory_of(self._ledger.entry(identity)) for identity in ids]
 
     async def load_prompts(self, groups: Sequence[GroupId]) -> list[common_pb2.Prompt]:
-        return [self._ledger.group(identity).new.prompt for identity in groups]
+        return [self._ledger.prompt(identity) for identity in groups]
 
     async def counts(self) -> dict[str, int]:
         return self._ledger.counts()
@@ -242,6 +244,23 @@ class MemoryBuffer:
     ) -> int:
         self._check(fence)
         return self._redo.open_branch(parent, from_iteration, drop_partials)
+
+    async def branches(self) -> dict[int, tuple[int, int]]:
+        return self._redo.branches()
+
+    async def acquire_archiver(self) -> int:
+        self._archiver += 1
+        return self._archiver
+
+    async def trim(self, archiver: int, archived: Mapping[GroupId, str]) -> int:
+        if archiver != self._archiver:
+            raise StaleFenceError(f"archiver {archiver} is not the newest, {self._archiver}.", field="archiver")
+        marker = self._redo.commit_marker
+        found = [(self._ledger.group(identity), file) for identity, file in archived.items()]
+        for group, _ in found:
+            if not below_commit(self._group_of(group, False), marker[:2] if marker else None):
+                raise RequestError(f"group {group.new.group_id} is {group.state} or above the commit: not trimmed.")
+        return sum(self._ledger.trim(group, file) for group, file in found)
 
     async def next_version(self, fence: common_pb2.Fence, *, parent: int, branch: int, iteration: int) -> int:
         self._check(fence)
@@ -300,6 +319,7 @@ class MemoryBuffer:
         )
 
     def _group_of(self, group: GroupEntry, with_trajectories: bool) -> Group:
+        members = group.members if with_trajectories and not group.archived else []
         return Group(
             group_id=group.new.group_id,
             prompt_id=PromptId(group.new.prompt.prompt_id),
@@ -310,5 +330,6 @@ class MemoryBuffer:
             trajectory_ids=tuple(member.identity for member in group.members),
             consumed_iteration=group.consumed[1] if group.consumed else -1,
             drop_reason=group.drop_reason,
-            trajectories=tuple(self._trajectory_of(member) for member in group.members) if with_trajectories else (),
+            archived=group.archived,
+            trajectories=tuple(self._trajectory_of(one) for one in members),
         )

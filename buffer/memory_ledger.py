@@ -55,6 +55,7 @@ class GroupEntry:
     settled_by: TrajectoryId | None = None
     consumed: tuple[int, int] | None = None  # branch, iteration
     drop_reason: str = ""
+    archived: str = ""
 
 
 class MemoryLedger:
@@ -81,15 +82,31 @@ class MemoryLedger:
 
     def entry(self, identity: TrajectoryId) -> Entry:
         """A trajectory; raises RequestError when it is unknown."""
-        if identity not in self.entries:
-            raise RequestError(f"trajectory {identity} is unknown.", field="trajectory_id")
-        return self.entries[identity]
+        entry = self.entries.get(identity)
+        if entry is None or self.groups[entry.group].archived:
+            raise RequestError(f"trajectory {identity} is unknown or archived.", field="trajectory_id")
+        return entry
 
     def group(self, identity: GroupId) -> GroupEntry:
         """A group; raises RequestError when it is unknown."""
         if identity not in self.groups:
             raise RequestError(f"group {identity} is unknown.", field="group_id")
         return self.groups[identity]
+
+    def prompt(self, identity: GroupId) -> common_pb2.Prompt:
+        """A group's prompt; raises RequestError when it is unknown or archived."""
+        if identity not in self.groups or self.groups[identity].archived:
+            raise RequestError(f"group {identity} is unknown or archived.", field="group_id")
+        return self.groups[identity].new.prompt
+
+    def trim(self, group: GroupEntry, file: str) -> bool:
+        """Lets go of a group's payload, which lies in an archive file; true if it was here."""
+        if group.archived:
+            return False
+        group.archived = file
+        for member in group.members:
+            member.segments, member.components = [], ()
+        return True
 
     def in_state(self, state: TrajectoryState) -> list[Entry]:
         """Trajectories in a state that is not an end, oldest first."""

@@ -78,6 +78,10 @@ class MemoryRedo:
         self._branches.append((parent, from_iteration))
         return newest + 1
 
+    def branches(self) -> dict[int, tuple[int, int]]:
+        """Parent and iteration of each branch but the first."""
+        return dict(enumerate(self._branches, start=1))
+
     def _is_repeat(self, newest: int, origin: tuple[int, int]) -> bool:
         if newest == 0 or self._branches[newest - 1] != origin:
             return False

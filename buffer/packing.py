@@ -140,6 +140,7 @@ def make_group(identity: GroupId, fields: _Fields, trajectories: Sequence[Trajec
         trajectory_ids=member_ids(identity, fields),
         consumed_iteration=_number(fields, b"consumed_iteration", -1),
         drop_reason=_text(fields, b"drop_reason"),
+        archived=_text(fields, b"archived"),
         trajectories=tuple(trajectories),
     )
 

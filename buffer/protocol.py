@@ -7,7 +7,7 @@ Every method that changes state takes the caller's fence and raises StaleFenceEr
 seen. Every change is idempotent: repeating it after a lost answer changes nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -138,11 +138,11 @@ class ExperienceBuffer(Protocol):
         ...
 
     async def groups(self, state: GroupState, *, limit: int = 0) -> list[GroupId]:
-        """Ids of groups in a state, oldest first."""
+        """Ids of groups in a state whose payload is here, not in the archive; oldest first."""
         ...
 
     async def load_groups(self, ids: Sequence[GroupId], *, with_trajectories: bool = True) -> list[Group]:
-        """Groups with their trajectories, tokens included."""
+        """Groups with their trajectories, tokens included; an archived group has none."""
         ...
 
     async def load_trajectories(self, ids: Sequence[TrajectoryId]) -> list[Trajectory]:
@@ -183,6 +183,24 @@ class ExperienceBuffer(Protocol):
         self, fence: common_pb2.Fence, *, parent: int, from_iteration: int, drop_partials: bool
     ) -> int:
         """A new branch from an older commit: groups consumed after it become abandoned. Returns its number."""
+        ...
+
+    async def branches(self) -> dict[int, tuple[int, int]]:
+        """(parent, iteration that it started from) of each branch but 0, which starts the run."""
+        ...
+
+    # Archive -----------------------------------------------------------------------------------------
+
+    async def acquire_archiver(self) -> int:
+        """Takes the archive over: a token; older archivers are refused from now on."""
+        ...
+
+    async def trim(self, archiver: int, archived: Mapping[GroupId, str]) -> int:
+        """Lets go of the payload of groups that the archive holds; archived: group to file. Returns how many.
+
+        Raises StaleFenceError when a newer archiver took over, RequestError for a group that has not ended or
+        lies above the newest commit; then nothing is trimmed.
+        """
         ...
 
     # Weights -----------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ acknowledged. What lies where is told in keys.py; each change is a script in scr
 import time
 from collections.abc import Callable
 
+from crescendo.buffer.archived import Archived
 from crescendo.buffer.client import PATIENCE_S, Client, open_client
 from crescendo.buffer.fencing import Fencing
 from crescendo.buffer.lease_clock import LeaseClock
@@ -19,7 +20,7 @@ MAX_ATTEMPTS = 3
 """Lost leases after which a trajectory is dropped."""
 
 
-class RedisBuffer(Fencing, Ledger, RedoLog, WeightRegistry):
+class RedisBuffer(Fencing, Ledger, RedoLog, Archived, WeightRegistry):
     """ExperienceBuffer in Redis; safe for concurrent use by the tasks of one event loop."""
 
     def __init__(

@@ -45,6 +45,11 @@ class RedoLog(Part):
         )
         return branch
 
+    async def branches(self) -> dict[int, tuple[int, int]]:
+        (fields,) = await self._client.read([("HGETALL", self._keys.branches)])
+        origins = {int(branch): origin.decode().split(":") for branch, origin in fields.items()}
+        return {branch: (int(parent), int(iteration)) for branch, (parent, iteration) in sorted(origins.items())}
+
 
 def check_batch(batch: trainer_pb2.TrainBatch) -> None:
     """Raises RequestError for a batch that contradicts itself."""

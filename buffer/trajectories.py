@@ -49,7 +49,10 @@ class Trajectories(Part):
             if not with_trajectories:
                 loaded += [packing.make_group(identity, fields) for identity, fields in zip(chunk, hashes, strict=True)]
                 continue
-            members = [packing.member_ids(identity, fields) for identity, fields in zip(chunk, hashes, strict=True)]
+            members = [
+                () if b"archived" in fields else packing.member_ids(identity, fields)
+                for identity, fields in zip(chunk, hashes, strict=True)
+            ]
             flat = iter(await self.load_trajectories([member for group in members for member in group]))
             loaded += [
                 packing.make_group(identity, fields, [next(flat) for _ in group])
@@ -72,7 +75,7 @@ class Trajectories(Part):
             rows = await self._client.run("load_trajectories", None, *chunk)
             for identity, row in zip(chunk, rows, strict=True):
                 if not row:
-                    raise RequestError(f"trajectory {identity} is unknown.", field="trajectory_id")
+                    raise RequestError(f"trajectory {identity} is unknown or archived.", field="trajectory_id")
             prompts = await self._prompts(GroupId(row[0].decode()) for row in rows)
             for identity, row in zip(chunk, rows, strict=True):
                 prompt = prompts[GroupId(row[0].decode())]
@@ -102,7 +105,7 @@ class Trajectories(Part):
         prompts: dict[GroupId, Prompt] = {}
         for group, found in zip(distinct, packed, strict=True):
             if found is None:
-                raise RequestError(f"group {group} is unknown.", field="group_id")
+                raise RequestError(f"group {group} is unknown or archived.", field="group_id")
             message = common_pb2.Prompt.FromString(found)
             prompts[group] = Prompt(message, np.array(message.token_ids, dtype=np.int32))
         return prompts

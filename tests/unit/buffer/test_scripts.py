@@ -9,7 +9,8 @@ from crescendo.buffer.scripts import script, script_names
 from crescendo.common.types import group_id, trajectory_id
 
 READS = {"read", "load_trajectories"}
-ISSUES_FENCES = {"acquire_epoch", "advance_fence"}
+ISSUES_FENCES = {"acquire_epoch", "advance_fence", "acquire_archiver"}
+OF_THE_ARCHIVER = {"trim_archived"}
 FORBIDDEN = ("KEYS", "FLUSHDB", "FLUSHALL", "SCAN", "RANDOMKEY", "EVAL")
 
 SOURCES = {
@@ -38,9 +39,14 @@ def test_a_script_starts_with_flags_then_its_key_schema(name: str) -> None:
     assert script(name).text.startswith(lines[0] + "\n"), "the server reads the flags from the first line"
 
 
-@pytest.mark.parametrize("name", sorted(set(SOURCES) - READS - ISSUES_FENCES))
+@pytest.mark.parametrize("name", sorted(set(SOURCES) - READS - ISSUES_FENCES - OF_THE_ARCHIVER))
 def test_a_script_checks_the_fence_before_anything_else(name: str) -> None:
     assert code_of(name).lstrip().startswith("local stale = check_fence()\nif stale then\n  return stale\nend")
+
+
+def test_the_archivers_token_is_checked_before_anything_else() -> None:
+    code = code_of("trim_archived")
+    assert code.index("~= newest") < min(code.index(f"'{command}'") for command in ("HSET", "HDEL", "UNLINK", "ZREM"))
 
 
 def test_the_fence_itself_advances_only_under_a_valid_one() -> None:
