@@ -207,6 +207,22 @@ class DeadlinesConfig:
     sync_s: float = setting(600.0, "publishing and admitting weights", unit="s", above=0)
     checkpoint_s: float = setting(1800.0, "saving or loading a checkpoint", unit="s", above=0)
     call_s: float = setting(30.0, "any other call", unit="s", above=0)
+    heartbeat_s: float = setting(30.0, "a process that does not answer so long is dead", unit="s", above=0)
+    progress_s: float = setting(
+        600.0, "a process that works on something and finishes no part of it so long is dead", unit="s", above=0
+    )
+    buffer_s: float = setting(
+        3600.0, "a buffer that cannot be reached, or a full disk, to be well again; the run waits", unit="s", above=0
+    )
+
+
+@dataclass
+class RecoveryConfig:
+    """Replacement of lost processes. An attempt counts until the run gets further than it had been."""
+
+    attempts: int = setting(5, "recoveries in a row without progress, then the run ends", at_least=1)
+    backoff_s: float = setting(1.0, "wait before the second attempt; doubles with each", unit="s", above=0)
+    max_backoff_s: float = setting(60.0, "longest such wait", unit="s", above=0)
 
 
 @dataclass
@@ -226,3 +242,4 @@ class Config:
     placement: PlacementConfig = setting(PlacementConfig, "devices")
     console: ConsoleConfig = setting(ConsoleConfig, "web page")
     deadlines: DeadlinesConfig = setting(DeadlinesConfig, "longest waits")
+    recovery: RecoveryConfig = setting(RecoveryConfig, "replacement of lost processes")
