@@ -100,6 +100,7 @@ class ScoreItem(_message.Message):
     CHAIN_FIELD_NUMBER: _builtins.int
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     NUM_TOKENS_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
     item_id: _builtins.str
     """trajectory id"""
     response: _builtins.bytes
@@ -108,6 +109,8 @@ class ScoreItem(_message.Message):
     finish_reason: _common_pb2.FinishReason.ValueType
     num_tokens: _builtins.int
     """length of the response"""
+    token_ids: _builtins.bytes
+    """little-endian int32; empty unless a scorer of the chain reads tokens"""
     @_builtins.property
     def gold_answers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -125,10 +128,11 @@ class ScoreItem(_message.Message):
         chain: _abc.Iterable[Global___ScorerSpec] | None = ...,
         finish_reason: _common_pb2.FinishReason.ValueType = ...,
         num_tokens: _builtins.int = ...,
+        token_ids: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "finish_reason", b"finish_reason", "gold_answers", b"gold_answers", "item_id", b"item_id", "metadata", b"metadata", "num_tokens", b"num_tokens", "prompt", b"prompt", "response", b"response"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "finish_reason", b"finish_reason", "gold_answers", b"gold_answers", "item_id", b"item_id", "metadata", b"metadata", "num_tokens", b"num_tokens", "prompt", b"prompt", "response", b"response", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
