@@ -76,6 +76,11 @@ class RunFolder:
         return self.root / "buffer"
 
     @property
+    def archive(self) -> Path:
+        """Payloads of ended groups in Parquet, unless `archive.url` leads elsewhere."""
+        return self.root / "archive"
+
+    @property
     def model(self) -> Path:
         """The policy that the run started from, in Hugging Face format."""
         return self.root / "model"

@@ -177,6 +177,16 @@ class BufferConfig:
 
 
 @dataclass
+class ArchiveConfig:
+    """Where trajectories go when they are no longer needed for training."""
+
+    enabled: bool = setting(True, "move what was trained on, dropped or abandoned from the buffer to Parquet files")
+    url: str = setting("", "folder or fsspec URL, shared by runs if you like; empty: archive/ in the run folder")
+    every_s: float = setting(10.0, "pause between two sweeps", unit="s", above=0)
+    final_s: float = setting(120.0, "longest wait for the last sweep at the run's end", unit="s", above=0)
+
+
+@dataclass
 class PlacementConfig:
     """Devices and how trainer and engines share them."""
 
@@ -239,6 +249,7 @@ class Config:
     trainer: TrainerConfig = setting(TrainerConfig, "training")
     reward_service: RewardServiceConfig = setting(RewardServiceConfig, "scoring processes")
     buffer: BufferConfig = setting(BufferConfig, "experience buffer")
+    archive: ArchiveConfig = setting(ArchiveConfig, "archive of trajectories")
     placement: PlacementConfig = setting(PlacementConfig, "devices")
     console: ConsoleConfig = setting(ConsoleConfig, "web page")
     deadlines: DeadlinesConfig = setting(DeadlinesConfig, "longest waits")
