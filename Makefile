@@ -20,7 +20,7 @@ SMOLLM2 := models/smollm2-135m-instruct
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo setup test test-unit lint format proto docs bench model-smollm2 requirements clean distclean python
+.PHONY: help demo setup test test-unit lint format proto docs crd bench model-smollm2 requirements clean distclean python
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,7 @@ lint: setup ## ruff, mypy --strict, import-linter, and whether generated files a
 	$(BIN)/lint-imports
 	$(BIN)/python proto/generate.py --check
 	$(BIN)/python -m crescendo.common.config.docs --check
+	$(BIN)/python -m crescendo.controller.operator.crd --check
 
 format: setup ## rewrite the Python files in the project's format
 	$(BIN)/ruff check --fix .
@@ -56,6 +57,9 @@ proto: setup ## regenerate proto/python from proto/crescendo/v1
 
 docs: setup ## regenerate the generated documents
 	$(BIN)/python -m crescendo.common.config.docs
+
+crd: setup ## regenerate the RLJob CustomResourceDefinition from the config schema
+	$(BIN)/python -m crescendo.controller.operator.crd
 
 bench: setup $(if $(filter e2e,$(BENCH)),$(TRL)/.stamp) ## measure BENCH=name against its baseline; prints one JSON line
 	@test -f "tests/bench/bench_$(BENCH).py" || { echo "BENCH=name, one of:" \

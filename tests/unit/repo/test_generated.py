@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+from crescendo.controller.operator.crd.__main__ import main as crd_main
 from tests.unit.repo.tree import ROOT
 
 
@@ -16,3 +17,7 @@ def test_the_stubs_are_fresh() -> None:
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
+
+
+def test_the_custom_resource_definition_is_fresh() -> None:
+    assert crd_main(["--check", str(ROOT / "helm/crescendo/files/rljob-crd.yaml")]) == 0

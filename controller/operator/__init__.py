@@ -1,0 +1,1 @@
+"""The Kubernetes side of the controller: the RLJob resource and the operator that runs it on KubeRay."""

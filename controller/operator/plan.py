@@ -1,0 +1,271 @@
+"""What to do about one RLJob: from what was observed to what is to be written. Pure.
+
+    no attempt -> create <name>-<n>          children first, then the status: a crash between repeats both
+    running    -> progress, promotion, scale
+    suspend    -> StopRun with a commit -> delete the RayJob -> Suspended      goes through even if flipped back
+    failed     -> status (failures, next attempt's number and time) -> delete the old RayJob -> create the next one
+    ended      -> Complete or Failed, kept for ttlSecondsAfterFinished
+
+A failure is written into the status before the RayJob that shows it is deleted, and attempts are numbered, so that an
+operator that dies between any two writes neither counts a failure twice nor makes a child twice. reconcile.py carries
+a plan out in the order of its fields.
+"""
+
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Final
+
+from crescendo.controller.operator import failures
+from crescendo.controller.operator.failures import Failure
+from crescendo.controller.operator.resource import Attempt, Manifest, Observed
+from crescendo.controller.operator.status import Draft
+
+RESYNC_S: Final = 30.0
+SOON_S: Final = 3.0
+DEFAULT_PRE_RUNNING_S: Final = 1800
+DEFAULT_SUSPEND_S: Final = 600
+DEFAULT_BACKOFF_LIMIT: Final = 3
+
+
+@dataclass(frozen=True)
+class Call:
+    """A verb of ControllerService: `stop` (with a commit) or `promote` (to a stage)."""
+
+    verb: str
+    stage: str = ""
+
+
+@dataclass(frozen=True)
+class Note:
+    """An event on the RLJob. kind: Normal or Warning."""
+
+    kind: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to write, in this order; `status` None leaves the status alone.
+
+    create: number of the attempt whose children are to exist; scale: worker pods that the stage wants, or None;
+    delete: names of RayJobs; delete_job: the RLJob itself, its ttl being over.
+    """
+
+    create: int = 0
+    scale: int | None = None
+    calls: tuple[Call, ...] = ()
+    status: Manifest | None = None
+    events: tuple[Note, ...] = ()
+    delete: tuple[str, ...] = ()
+    delete_job: bool = False
+    again_s: float = RESYNC_S
+
+
+def plan(observed: Observed) -> Plan:
+    """The next writes for one job; none when all is as it should be."""
+    job = observed.job
+    if job.deleting or not job.is_ours:
+        return Plan()
+    if job.finished:
+        return _finished(observed)
+    draft = Draft(job, observed.now)
+    decided = _decide(observed, draft)
+    status = draft.finish()
+    return replace(decided, status=status if status != dict(job.status) else None)
+
+
+def _decide(observed: Observed, draft: Draft) -> Plan:
+    if observed.problems:
+        return _fail(observed, draft, Failure("ValidationFailed", "; ".join(observed.problems), retryable=False))
+    if observed.buffer_storage_id and observed.storage_id and observed.buffer_storage_id != observed.storage_id:
+        text = f"volume {observed.storage_id} and buffer {observed.buffer_storage_id} do not belong together"
+        return _fail(observed, draft, Failure("StorageMismatch", text, retryable=False))
+    draft.condition("Accepted", True, "Valid")
+    if observed.job.suspend or observed.job.status.get("phase") == "Suspending":
+        return _suspend(observed, draft)
+    draft.set(suspendTime=None)
+    if observed.job.is_true("Suspended"):
+        draft.condition("Suspended", False, "Resumed")
+    return _run(observed, draft)
+
+
+# Suspension ---------------------------------------------------------------------------------------------
+
+
+def _suspend(observed: Observed, draft: Draft) -> Plan:
+    job, attempt = observed.job, observed.newest
+    if attempt is None:
+        draft.stop_running("Suspended")
+        draft.condition("Suspended", True, "Suspended", "no pods; the run goes on from its last commit")
+        draft.phase("Suspended", "Suspended")
+        draft.set(suspendTime=None, attemptTime=None)
+        events = () if job.is_true("Suspended") else (Note("Normal", "Suspended", "devices are free"),)
+        return Plan(events=events)
+    asked = job.time("suspendTime")
+    begun = asked or observed.now
+    draft.set(suspendTime=begun)
+    draft.phase("Suspending", "Committing", "waiting for a commit")
+    ended = attempt.succeeded or attempt.failed or attempt.queued or not job.is_true("Running")
+    ended = ended or (observed.report is not None and observed.report.stopped)
+    limit = timedelta(seconds=int(job.spec.get("suspendDeadlineSeconds", DEFAULT_SUSPEND_S)))
+    late = observed.now - begun >= limit
+    if not (ended or late):
+        note = (Note("Normal", "Suspending", "the run commits, then its pods go"),) if asked is None else ()
+        return Plan(calls=(Call("stop"),), events=note, again_s=SOON_S)
+    notes = (Note("Warning", "SuspendDeadlineExceeded", "no commit in time; the last one counts"),) if late else ()
+    # The number moves on first, so that a lost RayJob is not taken for a failure afterwards.
+    draft.set(attempt=observed.last_number + 1)
+    return Plan(delete=_names(observed), events=notes, again_s=SOON_S)
+
+
+# Running ------------------------------------------------------------------------------------------------
+
+
+def _run(observed: Observed, draft: Draft) -> Plan:
+    job = observed.job
+    number = max(1, job.attempt)
+    stale = tuple(one.name for one in observed.attempts if one.number < number)
+    current = observed.newest
+    if current is None or current.number < number:
+        if not stale and job.time("attemptTime") is not None and job.attempt == number:
+            return _retry(observed, draft, failures.lost(job.attempt_name(number)))
+        return _create(observed, draft, number, stale)
+    draft.set(attempt=current.number)
+    if job.time("attemptTime") is None:
+        draft.set(attemptTime=observed.now, nextAttemptTime=None)
+    if current.deleting:
+        return Plan(again_s=SOON_S)
+    return _watch(observed, draft, current, stale)
+
+
+def _create(observed: Observed, draft: Draft, number: int, stale: tuple[str, ...]) -> Plan:
+    due = observed.job.time("nextAttemptTime")
+    if stale or (due is not None and observed.now < due):
+        draft.phase("Restarting" if number > 1 else "Pending", observed.job.status.get("reason", "Waiting"))
+        wait_s = (due - observed.now).total_seconds() if due is not None else SOON_S
+        return Plan(delete=stale, again_s=min(RESYNC_S, max(SOON_S, wait_s)))
+    draft.set(attempt=number, attemptTime=observed.now, nextAttemptTime=None, restarts=number - 1)
+    draft.phase("Starting", "AttemptCreated", f"RayJob {observed.job.attempt_name(number)}")
+    note = Note("Normal", "AttemptCreated", f"RayJob {observed.job.attempt_name(number)}")
+    return Plan(create=number, events=(note,), again_s=SOON_S)
+
+
+def _watch(observed: Observed, draft: Draft, attempt: Attempt, stale: tuple[str, ...]) -> Plan:
+    job = observed.job
+    draft.cluster(observed, attempt.name, attempt.cluster_name)
+    if attempt.succeeded:
+        return _complete(observed, draft)
+    if attempt.failed:
+        return _retry(observed, draft, failures.classify(attempt))
+    if attempt.queued:
+        if job.is_true("Running"):
+            draft.stop_running("Queued", "pre-empted; the run goes on from its last commit")
+        draft.condition("Queued", True, "WaitingForQuota")
+        draft.phase("Queued", "WaitingForQuota")
+        return Plan(delete=stale)
+    if job.is_true("Queued"):
+        draft.condition("Queued", False, "Admitted")
+        draft.set(attemptTime=observed.now)
+    ready, wanted = observed.pods
+    up = wanted > 0 and ready >= wanted
+    draft.condition("ClusterReady", up, "PodsReady" if up else "PodsMissing", f"{ready} of {wanted} pods ready")
+    late = _late(observed, draft)
+    if late is not None:
+        return late
+    if attempt.job_status != "RUNNING" or observed.report is None:
+        if not job.is_true("Running"):
+            draft.phase("Starting", attempt.deployment_status or "Pending", attempt.message)
+        return Plan(delete=stale, again_s=SOON_S)
+    return replace(_progress(observed, draft), delete=stale)
+
+
+def _progress(observed: Observed, draft: Draft) -> Plan:
+    job, report = observed.job, observed.report
+    if report is None:
+        return Plan()
+    events: tuple[Note, ...] = ()
+    if not job.is_true("Running"):
+        events = (Note("Normal", "Running", f"attempt {draft.value['attempt']} runs"),)
+        if job.time("startTime") is None:
+            draft.set(startTime=observed.now)
+    draft.condition("Running", True, "Running")
+    draft.phase("Running", "Running")
+    draft.progress(report)
+    calls: tuple[Call, ...] = ()
+    wish = job.spec.get("promoteTo", "")
+    if wish and wish != job.status.get("promotedTo", ""):
+        calls = (Call("promote", wish),)
+    return Plan(calls=calls, scale=report.stage_devices or None, events=events)
+
+
+def _late(observed: Observed, draft: Draft) -> Plan | None:
+    job = observed.job
+    active = job.spec.get("activeDeadlineSeconds")
+    if active and draft.running_seconds() >= int(active):
+        return _fail(observed, draft, Failure("DeadlineExceeded", f"ran for {active} s", retryable=False))
+    begun = draft.time("attemptTime")
+    limit = timedelta(seconds=int(job.spec.get("preRunningDeadlineSeconds", DEFAULT_PRE_RUNNING_S)))
+    if begun is not None and not job.is_true("Running") and observed.now - begun >= limit:
+        text = f"not running {int(limit.total_seconds())} s after it was created"
+        return _retry(observed, draft, Failure("PreRunningDeadlineExceeded", text, retryable=True))
+    return None
+
+
+# Ends ---------------------------------------------------------------------------------------------------
+
+
+def _retry(observed: Observed, draft: Draft, failure: Failure) -> Plan:
+    job = observed.job
+    count = int(draft.value.get("failures", 0)) + 1
+    if not failure.retryable:
+        return _fail(observed, draft, failure)
+    if count > int(job.spec.get("backoffLimit", DEFAULT_BACKOFF_LIMIT)):
+        text = f"{count} attempts without progress; the last: {failure.reason}: {failure.message}"
+        return _fail(observed, draft, Failure("BackoffLimitExceeded", text, retryable=False))
+    wait_s = failures.backoff_s(count)
+    draft.stop_running(failure.reason, failure.message)
+    draft.set(
+        failures=count,
+        attempt=observed.last_number + 1,
+        attemptTime=None,
+        nextAttemptTime=observed.now + timedelta(seconds=wait_s),
+    )
+    draft.phase("Restarting", failure.reason, failure.message)
+    note = Note("Warning", failure.reason, f"{failure.message}; the next attempt follows in {wait_s:.0f} s")
+    return Plan(delete=_names(observed), events=(note,), again_s=SOON_S)
+
+
+def _complete(observed: Observed, draft: Draft) -> Plan:
+    if observed.report is not None:
+        draft.progress(observed.report)
+    draft.stop_running("Complete")
+    draft.condition("Complete", True, "Succeeded")
+    draft.phase("Succeeded", "Succeeded")
+    draft.set(completionTime=observed.now)
+    return Plan(events=(Note("Normal", "Succeeded", "the run is done"),))
+
+
+def _fail(observed: Observed, draft: Draft, failure: Failure) -> Plan:
+    if failure.reason == "ValidationFailed":
+        draft.condition("Accepted", False, failure.reason, failure.message)
+    draft.stop_running(failure.reason, failure.message)
+    draft.condition("Failed", True, failure.reason, failure.message)
+    draft.phase("Failed", failure.reason, failure.message)
+    draft.set(completionTime=observed.now, nextAttemptTime=None)
+    # A failed attempt is kept for its logs, its pods are not (shutdownAfterJobFinishes); a live one is ended.
+    live = tuple(one.name for one in observed.attempts if not (one.failed or one.succeeded))
+    return Plan(events=(Note("Warning", failure.reason, failure.message[:1024]),), delete=live)
+
+
+def _finished(observed: Observed) -> Plan:
+    ttl, ended = observed.job.spec.get("ttlSecondsAfterFinished"), observed.job.time("completionTime")
+    live = tuple(one.name for one in observed.attempts if not (one.failed or one.succeeded or one.deleting))
+    if ttl is None or ended is None:
+        return Plan(delete=live)
+    left_s = (ended + timedelta(seconds=int(ttl)) - observed.now).total_seconds()
+    return Plan(delete=live, delete_job=left_s <= 0, again_s=min(RESYNC_S, max(SOON_S, left_s)))
+
+
+def _names(observed: Observed) -> tuple[str, ...]:
+    return tuple(one.name for one in observed.attempts if not one.deleting)

@@ -1,0 +1,209 @@
+"""The RLJob as the operator reads it, and what it has observed of its children.
+
+Views over the API server's JSON: only the fields that a decision needs, typed, each with the CRD's default. Nothing
+here talks to anybody.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+
+from crescendo.controller.operator.crd import GROUP, VERSION
+
+API_VERSION: Final = f"{GROUP}/{VERSION}"
+KIND: Final = "RLJob"
+MANAGER: Final = f"{GROUP}/operator"
+ATTEMPT_LABEL: Final = f"{GROUP}/attempt"
+JOB_LABEL: Final = f"{GROUP}/job"
+COMPONENT_LABEL: Final = f"{GROUP}/component"
+Manifest = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One RLJob. `spec` and `status` are the API server's, defaults filled in."""
+
+    name: str
+    namespace: str
+    uid: str
+    generation: int
+    created: datetime
+    deleting: bool
+    spec: Mapping[str, Any]
+    status: Mapping[str, Any]
+
+    @classmethod
+    def from_body(cls, body: Mapping[str, Any]) -> "Job":
+        """From the object as the API server sends it."""
+        metadata = body["metadata"]
+        return cls(
+            name=metadata["name"],
+            namespace=metadata["namespace"],
+            uid=metadata["uid"],
+            generation=metadata.get("generation", 1),
+            created=parse_time(metadata["creationTimestamp"]),
+            deleting="deletionTimestamp" in metadata,
+            spec=body.get("spec", {}),
+            status=body.get("status", {}),
+        )
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this operator reconciles it, and not another cluster's."""
+        return bool(self.spec.get("managedBy", MANAGER) == MANAGER)
+
+    @property
+    def suspend(self) -> bool:
+        """Whether somebody wants it to stand still."""
+        return bool(self.spec.get("suspend", False))
+
+    @property
+    def attempt(self) -> int:
+        """Number of the newest attempt that the status knows; 0: none yet."""
+        return int(self.status.get("attempt", 0))
+
+    def attempt_name(self, number: int) -> str:
+        """Name of an attempt's RayJob."""
+        return f"{self.name}-{number}"
+
+    @property
+    def placement(self) -> Mapping[str, Any]:
+        """spec.placement."""
+        return self.spec.get("placement") or {}
+
+    @property
+    def devices(self) -> int:
+        """GPUs of all worker pods at full size."""
+        nodes = int(self.placement.get("nodes", 1)) + int(self.placement.get("rolloutNodes", 0))
+        return nodes * int(self.placement.get("devicesPerNode", 0))
+
+    def time(self, name: str) -> datetime | None:
+        """A time of the status."""
+        value = self.status.get(name)
+        return parse_time(value) if value else None
+
+    def condition(self, kind: str) -> Mapping[str, Any] | None:
+        """A condition of the status by its type."""
+        return next((found for found in self.status.get("conditions", ()) if found["type"] == kind), None)
+
+    def is_true(self, kind: str) -> bool:
+        """Whether a condition holds."""
+        found = self.condition(kind)
+        return found is not None and found["status"] == "True"
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has ended for good."""
+        return self.is_true("Complete") or self.is_true("Failed")
+
+    def owner(self) -> Manifest:
+        """The owner reference of a child that is to go with the job."""
+        return {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "name": self.name,
+            "uid": self.uid,
+            "controller": True,
+            "blockOwnerDeletion": True,
+        }
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A child RayJob. deployment_status and job_status are KubeRay's two axes."""
+
+    number: int
+    name: str
+    uid: str
+    deleting: bool
+    suspended: bool
+    deployment_status: str
+    job_status: str
+    reason: str
+    message: str
+    cluster_name: str
+
+    @classmethod
+    def from_body(cls, body: Mapping[str, Any]) -> "Attempt":
+        """From a RayJob as the API server sends it."""
+        metadata, status = body["metadata"], body.get("status") or {}
+        return cls(
+            number=int(metadata.get("labels", {}).get(ATTEMPT_LABEL, "0")),
+            name=metadata["name"],
+            uid=metadata["uid"],
+            deleting="deletionTimestamp" in metadata,
+            suspended=bool(body.get("spec", {}).get("suspend", False)),
+            deployment_status=status.get("jobDeploymentStatus", ""),
+            job_status=status.get("jobStatus", ""),
+            reason=status.get("reason", ""),
+            message=status.get("message", ""),
+            cluster_name=status.get("rayClusterName", ""),
+        )
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the run ended well."""
+        return self.job_status == "SUCCEEDED"
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended otherwise."""
+        return self.deployment_status == "Failed" or self.job_status in ("FAILED", "STOPPED")
+
+    @property
+    def queued(self) -> bool:
+        """Whether Kueue holds it back."""
+        return self.suspended or self.deployment_status in ("Suspended", "Suspending")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the run's controller said last, cut to size: its answers are not trusted (see progress.py)."""
+
+    phase: str
+    iteration: int
+    total_iterations: int
+    stage: str
+    weight_version: int
+    committed_iteration: int
+    lease_holder: str
+    eta_s: float
+    stopped: bool
+    failure: str
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    stage_devices: int = 0
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Everything that one reconciliation looks at. pods: (ready, wanted) of the newest attempt's cluster."""
+
+    job: Job
+    attempts: tuple[Attempt, ...]
+    pods: tuple[int, int]
+    report: Report | None
+    storage_id: str
+    buffer_storage_id: str
+    now: datetime
+    problems: tuple[str, ...] = ()
+
+    @property
+    def newest(self) -> Attempt | None:
+        """The newest attempt that still exists."""
+        return max(self.attempts, key=lambda attempt: attempt.number, default=None)
+
+    @property
+    def last_number(self) -> int:
+        """The highest attempt number ever used."""
+        return max([self.job.attempt, *(attempt.number for attempt in self.attempts)])
+
+
+def parse_time(value: str) -> datetime:
+    """A time of the API server."""
+    return datetime.fromisoformat(value.replace("Z", "+00:00"))
+
+
+def format_time(value: datetime) -> str:
+    """A time as the API server writes it, whole seconds."""
+    return value.strftime("%Y-%m-%dT%H:%M:%SZ")
