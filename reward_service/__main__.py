@@ -16,9 +16,8 @@ from crescendo.common.errors import ConfigError, CrescendoError
 from crescendo.common.runfolder import RunFolder, write_atomically
 from crescendo.common.service import RunningService, ServiceSpec
 from crescendo.common.telemetry import setup_logging
+from crescendo.reward_service.service_options import ServiceOptions
 from crescendo.reward_service.workers import confine
-
-GRACE_S = 10.0
 
 
 def main() -> int:
@@ -29,6 +28,7 @@ def main() -> int:
     parser.add_argument("--ready-file", type=Path, required=True, help="gets host:port once the service is ready")
     arguments = parser.parse_args()
     confine.die_with_parent(signal.SIGKILL)
+    confine.hide_memory()  # the reward process holds a token; a worker runs as the same user
     if arguments.role == "executor":
         _leave_environment()
     try:
@@ -77,7 +77,7 @@ async def _serve(role: str, spec: ServiceSpec, ready_file: Path) -> None:
         write_atomically(ready_file, service.address)
         await stopping.wait()
     finally:
-        await service.stop(GRACE_S)
+        await service.stop(ServiceOptions.parse(spec.options).listen.drain_s)
 
 
 if __name__ == "__main__":

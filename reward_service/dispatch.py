@@ -7,32 +7,24 @@ by a response could say anything.
 import asyncio
 import logging
 import random
+from collections import Counter
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
 
-from crescendo.common.errors import CrescendoError, OverloadError, WorkerLostError
+from crescendo.common.errors import CrescendoError, WorkerLostError
 from crescendo.common.rpc import to_detail
 from crescendo.proto.v1 import common_pb2, reward_pb2
+from crescendo.reward_service.executors import Executor
 from crescendo.reward_service.scorers import SCORERS
 
 log = logging.getLogger(__name__)
 
 MAX_CHUNK_ITEMS = 512
 MAX_CHUNK_BYTES = 32 << 20
-MAX_PENDING_REGRADES = 256
+MAX_PENDING_REGRADES = 2048  # items; beyond that a drawn item is not graded again
 MARGIN_S = 30.0
 DRAIN_STEP_S = 0.01
-
-
-class Executor(Protocol):
-    """Where items are graded: the executor's client, or a stand-in."""
-
-    async def execute(
-        self, items: Sequence[reward_pb2.ScoreItem], deadline_s: float, timeout_s: float, *, fresh: bool
-    ) -> Sequence[reward_pb2.ScoreResult]:
-        """One result an item, in order; raises a CrescendoError if there are none."""
-        ...
+_VERDICT_NAMES = {number: name.removeprefix("VERDICT_").lower() for name, number in common_pb2.Verdict.items()}
 
 
 @dataclass
@@ -43,6 +35,17 @@ class DispatchCounters:
     num_faults: int = 0
     num_regraded: int = 0
     num_disagreements: int = 0
+    verdicts: Counter[tuple[str, str]] = field(default_factory=Counter)  # components by (scorer, verdict)
+
+    def count(self, results: Sequence[reward_pb2.ScoreResult]) -> None:
+        """Adds what a call answers."""
+        for result in results:
+            if result.HasField("fault"):
+                self.num_faults += 1
+                continue
+            self.num_scored += 1
+            for component in result.components:
+                self.verdicts[component.name, _VERDICT_NAMES[component.verdict]] += 1
 
 
 class Dispatcher:
@@ -61,6 +64,7 @@ class Dispatcher:
         self._regrade_share = regrade_share
         self._rng = rng or random.SystemRandom()
         self._regrades: set[asyncio.Task[None]] = set()
+        self._num_pending = 0  # items drawn for a second grading that have none yet
 
     async def score(
         self, items: Sequence[reward_pb2.ScoreItem], deadline_s: float, timeout_s: float
@@ -75,8 +79,7 @@ class Dispatcher:
             *(self._chunk(part, deadline_s, ends_s) for part in parts), return_exceptions=True
         )
         results = _joined(parts, answers)
-        self.counters.num_scored += sum(not result.HasField("fault") for result in results)
-        self.counters.num_faults += sum(result.HasField("fault") for result in results)
+        self.counters.count(results)
         self._regrade_some(items, results, deadline_s)
         return results
 
@@ -90,13 +93,15 @@ class Dispatcher:
     async def _chunk(
         self, items: Sequence[reward_pb2.ScoreItem], deadline_s: float, ends_s: float
     ) -> list[reward_pb2.ScoreResult]:
-        results = await self._execute(items, deadline_s, ends_s, fresh=False)
+        results, executor = await self._execute(items, deadline_s, ends_s, fresh=False)
         for _ in range(1, self._attempts):
             again = [i for i, result in enumerate(results) if result.fault.retryable]
             if not again or asyncio.get_running_loop().time() >= ends_s:
                 break
             try:
-                better = await self._execute([items[i] for i in again], deadline_s, ends_s, fresh=True)
+                better, executor = await self._execute(
+                    [items[i] for i in again], deadline_s, ends_s, fresh=True, avoid=executor
+                )
             except CrescendoError as error:
                 log.warning("%d items were not graded again: %s", len(again), error.message)
                 break
@@ -105,13 +110,14 @@ class Dispatcher:
         return results
 
     async def _execute(
-        self, items: Sequence[reward_pb2.ScoreItem], deadline_s: float, ends_s: float, *, fresh: bool
-    ) -> list[reward_pb2.ScoreResult]:
+        self, items: Sequence[reward_pb2.ScoreItem], deadline_s: float, ends_s: float, *, fresh: bool, avoid: str = ""
+    ) -> tuple[list[reward_pb2.ScoreResult], str]:
         remaining_s = max(0.001, ends_s - asyncio.get_running_loop().time())
-        results = await self._executor.execute(items, deadline_s, remaining_s, fresh=fresh)
-        if len(results) != len(items):
-            raise WorkerLostError(f"the executor answered {len(results)} of {len(items)} items.")
-        return [checked(item, result) for item, result in zip(items, results, strict=True)]
+        graded = await self._executor.execute(items, deadline_s, remaining_s, fresh=fresh, avoid=avoid)
+        if len(graded.results) != len(items):
+            raise WorkerLostError(f"the executor answered {len(graded.results)} of {len(items)} items.")
+        results = [checked(item, result) for item, result in zip(items, graded.results, strict=True)]
+        return results, graded.executor
 
     def _regrade_some(
         self,
@@ -124,19 +130,23 @@ class Dispatcher:
             for item, result in zip(items, results, strict=True)
             if is_correct(result) and self._rng.random() < self._regrade_share
         ]
-        if chosen and len(self._regrades) < MAX_PENDING_REGRADES:
-            self._spawn(self._regrade(chosen, deadline_s))
+        room = MAX_PENDING_REGRADES - self._num_pending
+        if chosen and room > 0:
+            self._num_pending += len(chosen[:room])
+            self._spawn(self._regrade(chosen[:room], deadline_s))
 
     async def _regrade(
         self, chosen: Sequence[tuple[reward_pb2.ScoreItem, reward_pb2.ScoreResult]], deadline_s: float
     ) -> None:
         items = [item for item, _ in chosen]
         try:
-            timeout_s = worst_case_s(len(items), deadline_s, 1)
-            second = await self._executor.execute(items, deadline_s, timeout_s, fresh=True)
+            ends_s = asyncio.get_running_loop().time() + worst_case_s(len(items), deadline_s, 1)
+            second, _ = await self._execute(items, deadline_s, ends_s, fresh=True)
         except CrescendoError as error:
             log.warning("%d items were not graded a second time: %s", len(items), error.message)
             return
+        finally:
+            self._num_pending -= len(chosen)
         for (item, first), again in zip(chosen, second, strict=True):
             if again.HasField("fault"):
                 continue
@@ -221,14 +231,3 @@ def checked(item: reward_pb2.ScoreItem, result: reward_pb2.ScoreResult) -> rewar
     error = WorkerLostError(f"the result of item {item.item_id} does not fit its reward chain.")
     log.error("%s", error.message)
     return reward_pb2.ScoreResult(item_id=item.item_id, fault=to_detail(error))
-
-
-def refuse_overload(num_items: int, num_bytes: int, max_items: int, max_bytes: int, retry_after_s: float) -> None:
-    """Raises OverloadError if so much at work at once is too much."""
-    if num_items > max_items or num_bytes > max_bytes:
-        raise OverloadError(
-            f"the reward service would hold {num_items} items of {num_bytes} bytes; "
-            f"its limits are {max_items} items and {max_bytes} bytes.",
-            retry_after_s=retry_after_s,
-            fix="Wait and send it again, or raise reward_service.workers.",
-        )

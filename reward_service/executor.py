@@ -11,7 +11,8 @@ from crescendo.common.rpc import Server, guarded, serve
 from crescendo.common.rpc.status import Context
 from crescendo.common.service import ServiceSpec
 from crescendo.proto.v1 import reward_pb2, reward_pb2_grpc
-from crescendo.reward_service.service_options import MIB, ServiceOptions
+from crescendo.reward_service.metrics import MetricsServer, executor_families
+from crescendo.reward_service.service_options import MIB, ServiceOptions, checked_deadline_s
 from crescendo.reward_service.worker_status import worker_status
 from crescendo.reward_service.workers import Pool, confine
 
@@ -30,9 +31,7 @@ class ExecutorServicer(reward_pb2_grpc.ExecutorServiceServicer):
     @guarded
     async def Execute(self, request: reward_pb2.ExecuteRequest, context: Context) -> reward_pb2.ExecuteResponse:
         """Grades items; raises OverloadError when the queue is full."""
-        deadline_s = request.deadline_seconds or self._default_deadline_s
-        if not 0 < deadline_s < float("inf"):
-            raise RequestError(f"deadline_seconds is {deadline_s}; it must be above 0.", field="deadline_seconds")
+        deadline_s = checked_deadline_s(request.deadline_seconds, self._default_deadline_s)
         results = await self._pool.grade(request.items, deadline_s, fresh=request.fresh)
         return reward_pb2.ExecuteResponse(results=results)
 
@@ -55,9 +54,10 @@ class ExecutorServicer(reward_pb2_grpc.ExecutorServiceServicer):
 class RunningExecutor:
     """A started executor (see common.service.RunningService)."""
 
-    def __init__(self, server: Server, pool: Pool) -> None:
+    def __init__(self, server: Server, pool: Pool, metrics: MetricsServer) -> None:
         self._server = server
         self.pool = pool
+        self.metrics = metrics
 
     @property
     def address(self) -> str:
@@ -68,6 +68,7 @@ class RunningExecutor:
         """Running calls end within grace_s; then every worker is killed."""
         await self._server.stop(grace_s)
         await self.pool.close()
+        self.metrics.close()
 
 
 async def start(spec: ServiceSpec) -> RunningExecutor:
@@ -88,8 +89,10 @@ async def start(spec: ServiceSpec) -> RunningExecutor:
         max_queued=options.listen.max_queued_items,
     )
     await pool.start()
+    metrics = MetricsServer(lambda: executor_families(pool))
     servicer = ExecutorServicer(spec.worker_id, pool, options.grading.item_deadline_s)
     try:
+        metrics.start(options.listen.host, options.listen.metrics_port)
         server = await serve(
             lambda grpc_server: reward_pb2_grpc.add_ExecutorServiceServicer_to_server(servicer, grpc_server),
             [SERVICE],
@@ -97,6 +100,7 @@ async def start(spec: ServiceSpec) -> RunningExecutor:
             port=options.listen.port,
         )
     except BaseException:
+        metrics.close()
         await pool.close()
         raise
-    return RunningExecutor(server, pool)
+    return RunningExecutor(server, pool, metrics)

@@ -1,50 +1,27 @@
-"""The reward process: RewardService. Token, limits, retries, group-wise rewards; model text is opaque bytes.
+"""The reward process: RewardService. Identities, quotas, retries, group-wise rewards; model text is opaque bytes.
 
-Started by entry point `reward` with the executor's address in spec.address. `stop` refuses new calls, lets
-running ones end and waits for second gradings.
+Started by entry point `reward` with the executors' addresses in spec.address (see executors.py). `stop` refuses new
+calls, lets running ones end and waits for second gradings.
 """
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 from crescendo.common.errors import ConfigError, RequestError
-from crescendo.common.rpc import Client, Endpoint, Server, guarded, serve, to_detail
+from crescendo.common.rpc import Server, guarded, serve, to_detail
 from crescendo.common.rpc.status import Context
 from crescendo.common.service import ServiceSpec
 from crescendo.proto.v1 import reward_pb2, reward_pb2_grpc
-from crescendo.reward_service.dispatch import Dispatcher, refuse_overload, worst_case_s
+from crescendo.reward_service.admission import Admission, identity_of
+from crescendo.reward_service.dispatch import Dispatcher, worst_case_s
+from crescendo.reward_service.executors import Executors
+from crescendo.reward_service.metrics import MetricsServer, reward_families
 from crescendo.reward_service.scorers import GROUP_SCORERS, SCORERS, check_chain, resolve_group_chain
 from crescendo.reward_service.scorers.groups import score_group
-from crescendo.reward_service.service_options import MIB, ServiceOptions
+from crescendo.reward_service.service_options import MIB, ServiceOptions, checked_deadline_s
 from crescendo.reward_service.worker_status import worker_status
 
 SERVICE = "crescendo.v1.RewardService"
-CALL_ATTEMPTS = 3
 MAX_KNOWN_CHAINS = 1024
-MIN_RETRY_S = 0.2
-MAX_RETRY_S = 10.0
-
-
-class ExecutorClient:
-    """The executor over gRPC."""
-
-    def __init__(self, address: str) -> None:
-        self._client = Client(Endpoint(address), reward_pb2_grpc.ExecutorServiceStub)
-
-    async def execute(
-        self, items: Sequence[reward_pb2.ScoreItem], deadline_s: float, timeout_s: float, *, fresh: bool
-    ) -> Sequence[reward_pb2.ScoreResult]:
-        """Results in order; raises WorkerLostError, OverloadError or DeadlineError after a few attempts."""
-        request = reward_pb2.ExecuteRequest(items=items, deadline_seconds=deadline_s, fresh=fresh)
-        response: reward_pb2.ExecuteResponse = await self._client.call(
-            self._client.stub.Execute, request, timeout_s=timeout_s, attempts=CALL_ATTEMPTS
-        )
-        return response.results
-
-    async def close(self) -> None:
-        """Ends the channel."""
-        await self._client.close()
 
 
 class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
@@ -55,23 +32,20 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         self._dispatcher = dispatcher
         self._options = options
         self._known_chains: set[bytes] = set()
-        self._num_items = 0
-        self._num_bytes = 0
-        self._items_per_s = 0.0
-        self._started_s = self._progress_s = time.monotonic()
+        listen = options.listen
+        self.admission = Admission(listen.max_queued_items, listen.max_queued_mib * MIB, listen.identity_share)
+        self._started_s = time.monotonic()
 
     @guarded
     async def Score(self, request: reward_pb2.ScoreRequest, context: Context) -> reward_pb2.ScoreResponse:
-        """Scores items; raises RequestError on a wrong chain, OverloadError with a delay when full."""
-        deadline_s = request.deadline_seconds or self._options.grading.item_deadline_s
-        if not 0 < deadline_s < float("inf"):
-            raise RequestError(f"deadline_seconds is {deadline_s}; it must be above 0.", field="deadline_seconds")
+        """Scores items; raises RequestError on a wrong chain, OverloadError with a delay when full or over quota."""
+        deadline_s = checked_deadline_s(request.deadline_seconds, self._options.grading.item_deadline_s)
         for item in request.items:
             self._check_chain(item)
         results = {i: refusal for i, item in enumerate(request.items) if (refusal := self._refusal(item))}
         accepted = [(i, item) for i, item in enumerate(request.items) if i not in results]
         items = [item for _, item in accepted]
-        with self._admitted(items):
+        with self.admission.hold(identity_of(context), items):
             timeout_s = self._timeout_s(context, len(items), deadline_s)
             scored = await self._dispatcher.score(items, deadline_s, timeout_s)
         results.update({i: result for (i, _), result in zip(accepted, scored, strict=True)})
@@ -98,7 +72,7 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         """Counts since the start, and the scorers by name."""
         counters = self._dispatcher.counters
         return reward_pb2.GetRewardStatusResponse(
-            worker=worker_status(self._worker_id, "reward", self._started_s, self._progress_s),
+            worker=worker_status(self._worker_id, "reward", self._started_s, self.admission.progress_s),
             scorers=sorted({*SCORERS, *GROUP_SCORERS}),
             num_scored=counters.num_scored,
             num_faults=counters.num_faults,
@@ -124,30 +98,6 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         )
         return reward_pb2.ScoreResult(item_id=item.item_id, fault=to_detail(error))
 
-    @contextmanager
-    def _admitted(self, items: Sequence[reward_pb2.ScoreItem]) -> Iterator[None]:
-        """Counts items as held while they are scored; raises OverloadError when that is too much."""
-        num_bytes = sum(len(item.response) + len(item.prompt) for item in items)
-        listen = self._options.listen
-        wait_s = self._num_items / self._items_per_s if self._items_per_s else MIN_RETRY_S
-        refuse_overload(
-            self._num_items + len(items),
-            self._num_bytes + num_bytes,
-            listen.max_queued_items,
-            listen.max_queued_mib * MIB,
-            min(MAX_RETRY_S, max(MIN_RETRY_S, wait_s)),
-        )
-        started_s = time.monotonic()
-        self._num_items += len(items)
-        self._num_bytes += num_bytes
-        try:
-            yield
-            self._progress_s = time.monotonic()
-            self._items_per_s = len(items) / max(1e-6, self._progress_s - started_s)
-        finally:
-            self._num_items -= len(items)
-            self._num_bytes -= num_bytes
-
     def _timeout_s(self, context: Context, num_items: int, deadline_s: float) -> float:
         longest_s = worst_case_s(num_items, deadline_s, self._options.grading.attempts)
         remaining_s = context.time_remaining()
@@ -157,10 +107,11 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
 class RunningReward:
     """A started reward process (see common.service.RunningService)."""
 
-    def __init__(self, server: Server, dispatcher: Dispatcher, client: ExecutorClient) -> None:
+    def __init__(self, server: Server, dispatcher: Dispatcher, executors: Executors, metrics: MetricsServer) -> None:
         self._server = server
         self._dispatcher = dispatcher
-        self._client = client
+        self._executors = executors
+        self.metrics = metrics
 
     @property
     def address(self) -> str:
@@ -172,7 +123,8 @@ class RunningReward:
         started_s = time.monotonic()
         await self._server.stop(grace_s)
         await self._dispatcher.close(grace_s - (time.monotonic() - started_s))
-        await self._client.close()
+        await self._executors.close()
+        self.metrics.close()
 
 
 async def start(spec: ServiceSpec) -> RunningReward:
@@ -182,13 +134,15 @@ async def start(spec: ServiceSpec) -> RunningReward:
             raise ConfigError(
                 f"the reward service was started without {name}.",
                 field=name,
-                fix="Give the run's token, and the executor's host:port as address.",
+                fix="Give the run's token, and the executors' host:port, separated by commas, as address.",
             )
     options = ServiceOptions.parse(spec.options)
-    client = ExecutorClient(spec.address)
-    dispatcher = Dispatcher(client, options.grading.attempts, options.grading.regrade_share)
+    executors = await Executors.connect(spec.address)
+    dispatcher = Dispatcher(executors, options.grading.attempts, options.grading.regrade_share)
     servicer = RewardServicer(spec.worker_id, dispatcher, options)
+    metrics = MetricsServer(lambda: reward_families(dispatcher.counters, servicer.admission, executors))
     try:
+        metrics.start(options.listen.host, options.listen.metrics_port)
         server = await serve(
             lambda grpc_server: reward_pb2_grpc.add_RewardServiceServicer_to_server(servicer, grpc_server),
             [SERVICE],
@@ -197,6 +151,7 @@ async def start(spec: ServiceSpec) -> RunningReward:
             port=options.listen.port,
         )
     except BaseException:
-        await client.close()
+        metrics.close()
+        await executors.close()
         raise
-    return RunningReward(server, dispatcher, client)
+    return RunningReward(server, dispatcher, executors, metrics)

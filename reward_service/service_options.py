@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from crescendo.common.config.schema import RewardServiceConfig
-from crescendo.common.errors import ConfigError
+from crescendo.common.errors import ConfigError, RequestError
 from crescendo.reward_service.scorers import SCORERS
 from crescendo.reward_service.typed_options import option, parse_options
 
 MIB = 1 << 20
+MAX_DEADLINE_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,11 @@ class ListenOptions:
 
     host: str = option("127.0.0.1", "address to listen on")
     port: int = option(0, "TCP port; 0 picks a free one", at_least=0, at_most=65535)
+    metrics_port: int = option(-1, "TCP port of Prometheus metrics; 0 a free one, -1 none", at_least=-1, at_most=65535)
+    drain_s: float = option(30.0, "at the end, wait so long for running calls", unit="s", at_least=0)
     max_queued_items: int = option(65536, "items waiting or at work, beyond which calls are refused", at_least=1)
     max_queued_mib: int = option(1024, "bytes of such items", unit="MiB", at_least=1)
+    identity_share: float = option(0.5, "of what may be queued, that one caller may hold", above=0, at_most=1)
     max_response_mib: int = option(16, "a longer response is refused, item by item", unit="MiB", at_least=1)
     scorers: str = option("", "scorers that will be used, comma-separated, to load their libraries ahead; empty: all")
 
@@ -53,3 +57,14 @@ class ServiceOptions:
                 module for name, scorer in SCORERS.items() if not wanted or name in wanted for module in scorer.preload
             )
         )
+
+
+def checked_deadline_s(given_s: float, default_s: float) -> float:
+    """The wall-clock limit of an item: what the request gives, else the default. Raises RequestError."""
+    deadline_s = given_s or default_s
+    if not 0 < deadline_s <= MAX_DEADLINE_S:
+        raise RequestError(
+            f"deadline_seconds is {deadline_s}; it must be above 0 and at most {MAX_DEADLINE_S:g}.",
+            field="deadline_seconds",
+        )
+    return deadline_s

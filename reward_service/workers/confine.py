@@ -46,12 +46,20 @@ def clean_environment(inherited: Mapping[str, str]) -> dict[str, str]:
     return kept | FIXED_VARIABLES
 
 
-def die_with_parent(signal_number: int) -> None:
-    """Asks the kernel for a signal when the thread that started this process ends; survives exec."""
-    parent = os.getppid()
+def die_with_parent(signal_number: int, parent: int = 0) -> None:
+    """Asks the kernel for a signal when the thread that started this process ends; survives exec.
+
+    parent: its process id, where it is known; a parent that ended before this call is then noticed too.
+    """
+    parent = parent or os.getppid()
     _prctl(_PR_SET_PDEATHSIG, signal_number)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal_number)
+
+
+def hide_memory() -> None:
+    """Keeps other processes of this user from reading this one's memory, environment and descriptors."""
+    _prctl(_PR_SET_DUMPABLE, 0)
 
 
 def leave_network() -> bool:
@@ -65,7 +73,7 @@ def leave_network() -> bool:
 def confine(memory_bytes: int) -> None:
     """Confines this process for good. memory_bytes: address space above what it has now."""
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    _prctl(_PR_SET_DUMPABLE, 0)
+    hide_memory()
     _drop_capabilities()
     for limit, value in (
         (resource.RLIMIT_AS, _address_space_bytes() + memory_bytes),

@@ -79,6 +79,11 @@ class Pool:
         return len(self._workers)
 
     @property
+    def num_queued(self) -> int:
+        """Items that wait for a worker."""
+        return len(self._queue) + len(self._fresh_queue)
+
+    @property
     def worker_pids(self) -> list[int]:
         """Process ids of the workers, for tests and status."""
         return [worker.pid for worker in self._workers | self._single_workers]
@@ -127,9 +132,9 @@ class Pool:
         """Results of items, in order. deadline_s: wall-clock limit of each. Raises OverloadError when full."""
         if self._is_closing:
             raise WorkerLostError("the executor is stopping.")
-        if len(self._queue) + len(self._fresh_queue) + len(items) > self._max_queued:
+        if self.num_queued + len(items) > self._max_queued:
             raise OverloadError(
-                f"the executor's queue holds {len(self._queue)} items; its limit is {self._max_queued}.",
+                f"the executor's queue holds {self.num_queued} items; its limit is {self._max_queued}.",
                 retry_after_s=OVERLOAD_RETRY_S,
             )
         batch = Batch(len(items))

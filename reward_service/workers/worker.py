@@ -26,12 +26,15 @@ _READ_BYTES = 1 << 18
 Chain = list[tuple[Scorer, Any]]
 
 
-def run_worker(descriptor: int, memory_bytes: int) -> None:
-    """Serves tasks from a stream socket until it ends. Never returns to the zygote's code: the caller exits."""
+def run_worker(descriptor: int, memory_bytes: int, parent: int) -> None:
+    """Serves tasks from a stream socket until it ends. Never returns to the zygote's code: the caller exits.
+
+    parent: the zygote's process id.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     confine.close_descriptors(keep=descriptor)
     confine.confine(memory_bytes)
-    confine.die_with_parent(signal.SIGKILL)  # after the change of credentials, which may clear it
+    confine.die_with_parent(signal.SIGKILL, parent)  # after the change of credentials, which may clear it
     random.seed()
     gc.enable()
     chains: dict[bytes, Chain] = {}

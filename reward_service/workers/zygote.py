@@ -49,13 +49,14 @@ def main(arguments: list[str]) -> None:
 
 
 def _fork(descriptor: int, memory_bytes: int) -> int:
+    zygote = os.getpid()
     pid = os.fork()
     if pid:
         return pid
     code = 1
     try:
         os.setsid()  # a session and process group of its own, which the pool kills as one
-        run_worker(descriptor, memory_bytes)
+        run_worker(descriptor, memory_bytes, zygote)
         code = 0
     finally:
         exit_now(code)

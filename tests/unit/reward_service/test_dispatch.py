@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from crescendo.common.errors import CrescendoError, OverloadError, RequestError, WorkerLostError
+from crescendo.common.errors import CrescendoError, RequestError, WorkerLostError
 from crescendo.common.rpc import to_detail
 from crescendo.proto.v1 import common_pb2, reward_pb2
-from crescendo.reward_service.dispatch import MAX_CHUNK_ITEMS, Dispatcher, checked, chunks, refuse_overload
+from crescendo.reward_service.dispatch import MAX_CHUNK_ITEMS, Dispatcher, checked, chunks
+from crescendo.reward_service.executors import Graded
 
 CHAIN = [reward_pb2.ScorerSpec(name="exact_match", weight=0.5)]
 Answer = Callable[[reward_pb2.ScoreItem, bool, int], reward_pb2.ScoreResult]
@@ -34,19 +35,21 @@ class MemoryExecutor:
 
     def __init__(self, answer: Answer) -> None:
         self.calls: list[tuple[list[str], bool]] = []
+        self.avoided: list[str] = []
         self._answer = answer
         self._asked: dict[str, int] = {}
 
     async def execute(
-        self, items: Sequence[reward_pb2.ScoreItem], deadline_s: float, timeout_s: float, *, fresh: bool
-    ) -> list[reward_pb2.ScoreResult]:
+        self, items: Sequence[reward_pb2.ScoreItem], deadline_s: float, timeout_s: float, *, fresh: bool, avoid: str
+    ) -> Graded:
         await asyncio.sleep(0)
         self.calls.append(([given.item_id for given in items], fresh))
+        self.avoided.append(avoid)
         results = []
         for given in items:
             self._asked[given.item_id] = self._asked.get(given.item_id, 0) + 1
             results.append(self._answer(given, fresh, self._asked[given.item_id]))
-        return results
+        return Graded(results, f"executor-{len(self.calls)}")
 
 
 def dispatcher(answer: Answer, attempts: int = 3, share: float = 0.0) -> tuple[Dispatcher, MemoryExecutor]:
@@ -64,7 +67,9 @@ async def test_only_faults_are_tried_again_and_in_fresh_workers() -> None:
     assert [r.item_id for r in results] == ["a", "b", "c"]
     assert not any(r.HasField("fault") for r in results)
     assert executor.calls == [(["a", "b", "c"], False), (["b"], True)]
+    assert executor.avoided == ["", "executor-1"]
     assert (scoring.counters.num_scored, scoring.counters.num_faults) == (3, 0)
+    assert scoring.counters.verdicts == {("exact_match", "correct"): 3}
 
 
 async def test_a_fault_that_stays_is_no_score() -> None:
@@ -153,12 +158,3 @@ def test_chunks_are_bounded_in_items_and_bytes() -> None:
     assert [len(part) for part in chunks([item("a")] * (2 * MAX_CHUNK_ITEMS + 1))] == [MAX_CHUNK_ITEMS] * 2 + [1]
     large = item("b", b"x" * (20 << 20))
     assert [len(part) for part in chunks([large, large, item("a")])] == [1, 2]
-
-
-def test_overload_names_the_delay() -> None:
-    refuse_overload(10, 100, 10, 100, 0.5)
-    for items, size in ((11, 0), (0, 101)):
-        with pytest.raises(OverloadError) as caught:
-            refuse_overload(items, size, 10, 100, 0.5)
-        assert caught.value.retry_after_s == 0.5
-        assert caught.value.retryable
