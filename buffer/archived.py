@@ -19,7 +19,7 @@ class Archived(Part):
     async def trim(self, archiver: int, archived: Mapping[GroupId, str]) -> int:
         rows, trimmed = list(archived.items()), 0
         token = common_pb2.Fence(epoch=archiver)
-        for start in range(0, len(rows), _GROUPS_PER_CALL):
+        for start in range(0, max(1, len(rows)), _GROUPS_PER_CALL):
             arguments = [word for row in rows[start : start + _GROUPS_PER_CALL] for word in row]
             trimmed += await self._client.run("trim_archived", token, *arguments)
         return trimmed

@@ -76,8 +76,12 @@ class ExperienceBuffer(Protocol):
 
     # Fencing -----------------------------------------------------------------------------------------
 
-    async def acquire_epoch(self) -> common_pb2.Fence:
-        """Takes over the run: a new epoch, counter 0. Older fences are refused from now on."""
+    async def acquire_epoch(self, held: common_pb2.Fence | None = None) -> common_pb2.Fence:
+        """Takes over the run: a new epoch, counter 0. Older fences are refused from now on.
+
+        held: the caller's own fence when it only renews its epoch; raises StaleFenceError when that is not the
+        newest any more, so that a controller that was replaced cannot take the run back.
+        """
         ...
 
     async def advance_fence(self, fence: common_pb2.Fence) -> common_pb2.Fence:
@@ -198,6 +202,7 @@ class ExperienceBuffer(Protocol):
     async def trim(self, archiver: int, archived: Mapping[GroupId, str]) -> int:
         """Lets go of the payload of groups that the archive holds; archived: group to file. Returns how many.
 
+        With no groups it only checks that the archiver is the newest.
         Raises StaleFenceError when a newer archiver took over, RequestError for a group that has not ended or
         lies above the newest commit; then nothing is trimmed.
         """
