@@ -45,6 +45,17 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     return config
 
 
+def check_mapping(raw: dict[str, Any], source: str) -> Config:
+    """A run given as a mapping instead of a file, checked but for whether its input files are here.
+
+    source: what errors call it. Raises ConfigError.
+    """
+    problems: list[Problem] = []
+    config = _merge(raw, source, problems)
+    raise_if_any(source, without_consequences(problems, check(config)))
+    return config
+
+
 def load_resolved(path: Path) -> Config:
     """Reads the file that `save_resolved` wrote; raises ConfigError when somebody broke it."""
     problems: list[Problem] = []

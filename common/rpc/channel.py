@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 
 import grpc
 
+from crescendo.common.rpc.identity import SERVER_NAME, IdentityFiles
 from crescendo.common.rpc.status import to_error
 
 MAX_MESSAGE_BYTES = 1 << 30
@@ -42,6 +43,16 @@ class Endpoint:
         return (("authorization", f"Bearer {self.token}"),) if self.token else ()
 
 
+def open_channel(address: str) -> grpc.aio.Channel:
+    """A channel: in the clear on loopback, by mTLS where this process has an identity."""
+    files = IdentityFiles.from_environment()
+    if files is None:
+        return grpc.aio.insecure_channel(address, options=OPTIONS)
+    # Pods are reached by address; every certificate of the authority carries this name beside its identity.
+    options = (*OPTIONS, ("grpc.ssl_target_name_override", SERVER_NAME))
+    return grpc.aio.secure_channel(address, files.channel_credentials(), options=options)
+
+
 class Client(Generic[StubT]):
     """A channel to one endpoint with its typed stub: `Client(endpoint, RolloutServiceStub)`.
 
@@ -50,7 +61,7 @@ class Client(Generic[StubT]):
 
     def __init__(self, endpoint: Endpoint, stub_type: Callable[[Any], StubT]) -> None:
         self.endpoint = endpoint
-        self._channel = grpc.aio.insecure_channel(endpoint.address, options=OPTIONS)
+        self._channel = open_channel(endpoint.address)
         self.stub: StubT = stub_type(self._channel)
 
     async def call(self, method: Callable[..., Any], request: Q, *, timeout_s: float, attempts: int = 1) -> Any:

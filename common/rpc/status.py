@@ -38,6 +38,7 @@ _CODES: dict[type[errors.CrescendoError], grpc.StatusCode] = {
     errors.DataError: grpc.StatusCode.INVALID_ARGUMENT,
     errors.OverloadError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.BufferRefusedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.DiskFullError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
     errors.WorkerLostError: grpc.StatusCode.UNAVAILABLE,
     errors.CheckpointError: grpc.StatusCode.DATA_LOSS,

@@ -17,7 +17,7 @@ from typing import Final
 
 from crescendo.controller.operator import failures
 from crescendo.controller.operator.failures import Failure
-from crescendo.controller.operator.resource import Attempt, Manifest, Observed
+from crescendo.controller.operator.resource import ADOPT_ANNOTATION, Attempt, Manifest, Observed
 from crescendo.controller.operator.status import Draft
 
 RESYNC_S: Final = 30.0
@@ -78,9 +78,9 @@ def plan(observed: Observed) -> Plan:
 def _decide(observed: Observed, draft: Draft) -> Plan:
     if observed.problems:
         return _fail(observed, draft, Failure("ValidationFailed", "; ".join(observed.problems), retryable=False))
-    if observed.buffer_storage_id and observed.storage_id and observed.buffer_storage_id != observed.storage_id:
-        text = f"volume {observed.storage_id} and buffer {observed.buffer_storage_id} do not belong together"
-        return _fail(observed, draft, Failure("StorageMismatch", text, retryable=False))
+    mismatch = _storage_problem(observed)
+    if mismatch:
+        return _fail(observed, draft, Failure("StorageMismatch", mismatch, retryable=False))
     draft.condition("Accepted", True, "Valid")
     if observed.job.suspend or observed.job.status.get("phase") == "Suspending":
         return _suspend(observed, draft)
@@ -88,6 +88,18 @@ def _decide(observed: Observed, draft: Draft) -> Plan:
     if observed.job.is_true("Suspended"):
         draft.condition("Suspended", False, "Resumed")
     return _run(observed, draft)
+
+
+def _storage_problem(observed: Observed) -> str:
+    """Why volume and buffer are not the pair that this job may write to; empty when they are."""
+    wanted = observed.job.storage_id
+    for name, found in (("volume", observed.storage_id), ("buffer", observed.buffer_storage_id)):
+        if found and found != wanted:
+            return (
+                f"the {name} belongs to job {found}: delete it, name another in spec.storage.claimName, or continue "
+                f"that run with the annotation {ADOPT_ANNOTATION}: {found}"
+            )
+    return ""
 
 
 # Suspension ---------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ KIND: Final = "RLJob"
 MANAGER: Final = f"{GROUP}/operator"
 ATTEMPT_LABEL: Final = f"{GROUP}/attempt"
 JOB_LABEL: Final = f"{GROUP}/job"
+ADOPT_ANNOTATION: Final = f"{GROUP}/adopt-storage"
 COMPONENT_LABEL: Final = f"{GROUP}/component"
 Manifest = dict[str, Any]
 
@@ -32,6 +33,7 @@ class Job:
     deleting: bool
     spec: Mapping[str, Any]
     status: Mapping[str, Any]
+    annotations: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_body(cls, body: Mapping[str, Any]) -> "Job":
@@ -46,7 +48,13 @@ class Job:
             deleting="deletionTimestamp" in metadata,
             spec=body.get("spec", {}),
             status=body.get("status", {}),
+            annotations=metadata.get("annotations") or {},
         )
+
+    @property
+    def storage_id(self) -> str:
+        """What its volumes must carry: its own uid, or that of an earlier job whose volumes it is told to adopt."""
+        return self.annotations.get(ADOPT_ANNOTATION, self.uid)
 
     @property
     def is_ours(self) -> bool:
@@ -177,7 +185,11 @@ class Report:
 
 @dataclass(frozen=True)
 class Observed:
-    """Everything that one reconciliation looks at. pods: (ready, wanted) of the newest attempt's cluster."""
+    """Everything that one reconciliation looks at.
+
+    pods: (ready, wanted) of the newest attempt's cluster; storage_id, buffer_storage_id: what the run's and the
+    buffer's volume carry, empty where there is none yet; problems: of the spec, beyond what the CRD could refuse.
+    """
 
     job: Job
     attempts: tuple[Attempt, ...]

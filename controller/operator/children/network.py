@@ -1,0 +1,83 @@
+"""Who may talk to a run's pods: nobody but the run itself, KubeRay, the operator, the console and Prometheus.
+
+Deny everything first, then one policy a component. Egress: names (DNS), the run's own pods, the reward service, and
+what the run file fetches from (HTTPS) for the head's fetch step. A bridge network without a policy engine does not
+enforce these; NOTES.txt and `helm test` say so.
+"""
+
+from typing import Any
+
+from crescendo.controller.operator.children.pods import labels
+from crescendo.controller.operator.children.rayjob import CONTROLLER_PORT
+from crescendo.controller.operator.children.storage import BUFFER_PORT
+from crescendo.controller.operator.options import Options
+from crescendo.controller.operator.resource import COMPONENT_LABEL, JOB_LABEL, Job, Manifest
+
+METRICS_PORT = 9464
+DASHBOARD_PORT = 8265
+RAY_COMPONENTS = ("head", "worker", "rollout", "submitter")
+
+
+def policies(job: Job, options: Options) -> list[Manifest]:
+    """All policies of a job."""
+    own = {"podSelector": {"matchLabels": {JOB_LABEL: job.name}}}
+    ray = {"podSelector": _components(job, RAY_COMPONENTS)}
+    platform = _from_namespace(options.namespace)
+    kuberay = _from_namespace(options.kuberay_namespace)
+    every = {"podSelector": {"matchLabels": {JOB_LABEL: job.name}}}["podSelector"]
+    names = {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]}
+    return [
+        _policy(job, "deny", every, ingress=[], egress=[names]),
+        _policy(
+            job,
+            "ray",
+            ray["podSelector"],
+            ingress=[
+                {"from": [ray]},
+                {"from": [kuberay], "ports": [_tcp(DASHBOARD_PORT)]},
+                {"from": [platform], "ports": [_tcp(CONTROLLER_PORT), _tcp(DASHBOARD_PORT)]},
+                {"from": [_prometheus()], "ports": [_tcp(METRICS_PORT)]},
+            ],
+            egress=[{"to": [own]}, {"to": [platform]}, {"ports": [_tcp(443)]}],
+        ),
+        _policy(
+            job,
+            "buffer",
+            _components(job, ("buffer",)),
+            ingress=[{"from": [ray], "ports": [_tcp(BUFFER_PORT)]}],
+            egress=[],
+        ),
+    ]
+
+
+def _policy(job: Job, name: str, pods: Manifest, *, ingress: list[Any], egress: list[Any]) -> Manifest:
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {
+            "name": f"{job.name}-{name}",
+            "namespace": job.namespace,
+            "labels": labels(job, "network"),
+            "ownerReferences": [job.owner()],
+        },
+        "spec": {"podSelector": pods, "policyTypes": ["Ingress", "Egress"], "ingress": ingress, "egress": egress},
+    }
+
+
+def _components(job: Job, names: tuple[str, ...]) -> Manifest:
+    return {
+        "matchLabels": {JOB_LABEL: job.name},
+        "matchExpressions": [{"key": COMPONENT_LABEL, "operator": "In", "values": list(names)}],
+    }
+
+
+def _from_namespace(name: str) -> Manifest:
+    return {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
+
+
+def _prometheus() -> Manifest:
+    return {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app.kubernetes.io/name": "prometheus"}}}
+
+
+def _tcp(port: int) -> Manifest:
+    return {"port": port, "protocol": "TCP"}

@@ -1,0 +1,161 @@
+"""Pod templates of a run: what Pod Security *restricted* asks for, volumes, environment, and people's patches."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from crescendo.controller.operator.resource import COMPONENT_LABEL, JOB_LABEL, Job, Manifest
+
+RUN_FOLDER_MOUNT: Final = "/var/lib/crescendo"
+RUN_FILE_MOUNT: Final = "/etc/crescendo/job"
+IDENTITY_MOUNT: Final = "/etc/crescendo/identity"
+USER_ID: Final = 1000
+PROTECTED: Final = ("serviceAccountName", "serviceAccount", "securityContext", "hostNetwork", "hostPID", "hostIPC")
+
+
+def labels(job: Job, component: str) -> dict[str, str]:
+    """Labels of a child; network policies and the chart's selectors go by them."""
+    return {
+        "app.kubernetes.io/part-of": "crescendo",
+        "app.kubernetes.io/managed-by": "crescendo-operator",
+        JOB_LABEL: job.name,
+        COMPONENT_LABEL: component,
+    }
+
+
+def restricted_pod() -> Manifest:
+    """A pod's security context."""
+    return {
+        "runAsNonRoot": True,
+        "runAsUser": USER_ID,
+        "runAsGroup": USER_ID,
+        "fsGroup": USER_ID,
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def restricted_container() -> Manifest:
+    """A container's security context."""
+    return {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "readOnlyRootFilesystem": True,
+    }
+
+
+def resources_of(job: Job, component: str, devices: int = 0) -> Manifest:
+    """Requests equal to limits, so that a pod is never evicted for another's memory."""
+    wanted = (job.spec.get("resources") or {}).get(component) or {}
+    amounts: dict[str, str] = {"cpu": wanted.get("cpu", "2"), "memory": wanted.get("memory", "8Gi")}
+    if devices:
+        amounts[job.placement.get("deviceResource", "nvidia.com/gpu")] = str(devices)
+    return {"requests": amounts, "limits": dict(amounts)}
+
+
+def run_pod(job: Job, component: str, *, image: str, devices: int, identity_secret: str) -> Manifest:
+    """The pod template of head or worker. devices: GPUs; 0 hides every GPU of the node."""
+    spec = job.spec
+    environment = [
+        {"name": "HOME", "value": "/tmp"},
+        {"name": "CRESCENDO_IDENTITY", "value": IDENTITY_MOUNT},
+        {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+    ]
+    if not devices:
+        environment.append({"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"})
+    shared = ((spec.get("resources") or {}).get("head" if component == "head" else "worker") or {}).get(
+        "sharedMemory", "2Gi"
+    )
+    pod: Manifest = {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "serviceAccountName": job.name,
+        "securityContext": restricted_pod(),
+        "containers": [
+            {
+                "name": f"ray-{component}",
+                "image": image,
+                "imagePullPolicy": spec.get("imagePullPolicy", "IfNotPresent"),
+                "env": environment,
+                "resources": resources_of(job, "head" if component == "head" else "worker", devices),
+                "securityContext": restricted_container(),
+                "volumeMounts": [
+                    {"name": "run", "mountPath": RUN_FOLDER_MOUNT},
+                    {"name": "run-file", "mountPath": RUN_FILE_MOUNT, "readOnly": True},
+                    {"name": "identity", "mountPath": IDENTITY_MOUNT, "readOnly": True},
+                    {"name": "tmp", "mountPath": "/tmp"},
+                    {"name": "shm", "mountPath": "/dev/shm"},
+                ],
+            }
+        ],
+        "volumes": [
+            {"name": "run", "persistentVolumeClaim": {"claimName": claim_name(job)}},
+            {"name": "run-file", "configMap": {"name": f"{job.name}-run"}},
+            {"name": "identity", "secret": {"secretName": identity_secret, "defaultMode": 0o440}},
+            {"name": "tmp", "emptyDir": {}},
+            {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": shared}},
+        ],
+    }
+    if spec.get("imagePullSecrets"):
+        pod["imagePullSecrets"] = list(spec["imagePullSecrets"])
+    if component != "head":
+        pod |= _scheduling(job, devices)
+    template = {"metadata": {"labels": labels(job, component)}, "spec": pod}
+    return patched(template, job, component)
+
+
+def claim_name(job: Job) -> str:
+    """The run's volume claim: given, or the operator's own."""
+    return str((job.spec.get("storage") or {}).get("claimName") or f"{job.name}-run")
+
+
+def _scheduling(job: Job, devices: int) -> Manifest:
+    placement = job.placement
+    names = ("nodeSelector", "tolerations") + (("runtimeClassName",) if devices else ())
+    return {name: placement[name] for name in names if placement.get(name)}
+
+
+def patched(template: Manifest, job: Job, component: str) -> Manifest:
+    """The template with spec.podPatches of its component merged in."""
+    for patch in job.spec.get("podPatches", ()):
+        if patch["component"] == component:
+            template = merge(template, patch["template"])
+    return template
+
+
+def merge(base: Any, patch: Any) -> Any:
+    """Mappings merge by key, lists of named things by name; anything else is replaced."""
+    if isinstance(base, Mapping) and isinstance(patch, Mapping):
+        merged = dict(base)
+        for key, value in patch.items():
+            merged[key] = merge(base[key], value) if key in base else value
+        return merged
+    if isinstance(base, Sequence) and isinstance(patch, Sequence) and _named(base) and _named(patch):
+        by_name = {item["name"]: item for item in base}
+        for item in patch:
+            by_name[item["name"]] = merge(by_name[item["name"]], item) if item["name"] in by_name else item
+        return list(by_name.values())
+    return patch
+
+
+def _named(items: Any) -> bool:
+    return not isinstance(items, str) and all(isinstance(item, Mapping) and "name" in item for item in items)
+
+
+def forbidden_patches(job: Job) -> list[str]:
+    """Problems of spec.podPatches: what would change identity or security of a pod."""
+    problems = []
+    for index, patch in enumerate(job.spec.get("podPatches", ())):
+        for path in _protected_paths(patch.get("template", {}), "template"):
+            problems.append(
+                f"spec.podPatches[{index}].{path} may not be set: identity and security contexts are the operator's"
+            )
+    return problems
+
+
+def _protected_paths(value: Any, path: str) -> list[str]:
+    if isinstance(value, Mapping):
+        own = [f"{path}.{key}" for key in value if key in PROTECTED]
+        return own + [found for key, child in value.items() for found in _protected_paths(child, f"{path}.{key}")]
+    if isinstance(value, list):
+        return [found for index, child in enumerate(value) for found in _protected_paths(child, f"{path}[{index}]")]
+    return []

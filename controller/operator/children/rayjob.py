@@ -1,0 +1,112 @@
+"""The RayJob of one attempt: KubeRay makes head, workers and the submission; the operator alone retries.
+
+`spec.suspend` is left out of what we apply, since it is Kueue's: server-side apply owns only what it names.
+"""
+
+from typing import Any, Final
+
+from crescendo.controller.operator.children.pods import RUN_FILE_MOUNT, labels, run_pod
+from crescendo.controller.operator.options import Options
+from crescendo.controller.operator.resource import ATTEMPT_LABEL, Job, Manifest
+
+CONTROLLER_PORT: Final = 8444
+ENTRYPOINT: Final = f"crescendo run {RUN_FILE_MOUNT}/run.yaml --in-cluster"
+KEPT_AFTER_END_S: Final = 60
+
+
+def ray_job(job: Job, number: int, options: Options) -> Manifest:
+    """The manifest of attempt `number`."""
+    spec: Manifest = {
+        "entrypoint": ENTRYPOINT,
+        "submissionMode": "K8sJobMode",
+        "backoffLimit": 0,
+        "shutdownAfterJobFinishes": True,
+        "ttlSecondsAfterFinished": KEPT_AFTER_END_S,
+        "submitterConfig": {"backoffLimit": 0},
+        "submitterPodTemplate": _submitter(job),
+        "rayClusterSpec": _cluster(job, options),
+    }
+    metadata: Manifest = {
+        "name": job.attempt_name(number),
+        "namespace": job.namespace,
+        "labels": {**labels(job, "rayjob"), ATTEMPT_LABEL: str(number), **_queue_labels(job)},
+        "ownerReferences": [job.owner()],
+    }
+    return {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": metadata, "spec": spec}
+
+
+def _queue_labels(job: Job) -> dict[str, str]:
+    queue = job.spec.get("queue")
+    if not queue:
+        return {}
+    found = {"kueue.x-k8s.io/queue-name": queue["name"]}
+    if queue.get("priorityClass"):
+        found["kueue.x-k8s.io/priority-class"] = queue["priorityClass"]
+    return found
+
+
+def _cluster(job: Job, options: Options) -> Manifest:
+    head = run_pod(job, "head", image=job.spec["image"], devices=0, identity_secret=f"{job.name}-identity-controller")
+    head["spec"]["containers"][0]["ports"] = [
+        {"name": "gcs-server", "containerPort": 6379},
+        {"name": "dashboard", "containerPort": 8265},
+        {"name": "client", "containerPort": 10001},
+        {"name": "controller", "containerPort": CONTROLLER_PORT},
+    ]
+    return {
+        "rayVersion": options.ray_version,
+        "authOptions": {"mode": "token"},
+        "headGroupSpec": {"rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"}, "template": head},
+        "workerGroupSpecs": _groups(job),
+    }
+
+
+def _groups(job: Job) -> list[Manifest]:
+    placement = job.placement
+    groups = [_group(job, "worker", int(placement.get("nodes", 1)))]
+    if placement.get("mode") == "Disaggregated":
+        groups.append(_group(job, "rollout", int(placement["rolloutNodes"])))
+    return groups
+
+
+def _group(job: Job, name: str, replicas: int) -> Manifest:
+    devices = int(job.placement.get("devicesPerNode", 0))
+    parameters: dict[str, Any] = {"resources": _marker(name)}
+    if not devices:
+        # Actors on CPU share the cores by lease, not by Ray's count.
+        parameters["num-cpus"] = "16"
+    template = run_pod(
+        job, name, image=job.spec["image"], devices=devices, identity_secret=f"{job.name}-identity-worker"
+    )
+    return {
+        "groupName": name,
+        "replicas": replicas,
+        "minReplicas": replicas,
+        "maxReplicas": replicas,
+        "rayStartParams": parameters,
+        "template": template,
+    }
+
+
+def _marker(group: str) -> str:
+    """A custom Ray resource that names the group, so that actors find their own nodes when disaggregated."""
+    return f'"{{\\"crescendo-{group}\\": 1000}}"'
+
+
+def _submitter(job: Job) -> Manifest:
+    template = run_pod(
+        job, "head", image=job.spec["image"], devices=0, identity_secret=f"{job.name}-identity-controller"
+    )
+    container = template["spec"]["containers"][0]
+    container["name"] = "ray-job-submitter"
+    container["resources"] = {
+        "requests": {"cpu": "100m", "memory": "256Mi"},
+        "limits": {"cpu": "1", "memory": "512Mi"},
+    }
+    keep = {"tmp"}
+    container["volumeMounts"] = [mount for mount in container["volumeMounts"] if mount["name"] in keep]
+    template["spec"]["volumes"] = [volume for volume in template["spec"]["volumes"] if volume["name"] in keep]
+    container["env"] = [entry for entry in container["env"] if entry["name"] in ("HOME", "NVIDIA_VISIBLE_DEVICES")]
+    template["spec"]["restartPolicy"] = "Never"
+    template["metadata"]["labels"] = labels(job, "submitter")
+    return template

@@ -1,0 +1,102 @@
+"""The run file of a job: spec.run, with what the cluster decides filled in, as `crescendo run` reads it.
+
+The buffer's password is not in it: the controller reads it from its environment's file (buffer.password_file).
+"""
+
+import copy
+from collections.abc import Mapping
+from typing import Any, Final
+
+import yaml
+
+from crescendo.common.config import check_mapping
+from crescendo.common.config.tree import camel_case
+from crescendo.common.errors import ConfigError
+from crescendo.controller.operator.children.pods import RUN_FOLDER_MOUNT, labels
+from crescendo.controller.operator.children.storage import BUFFER_PORT
+from crescendo.controller.operator.options import Options
+from crescendo.controller.operator.resource import Job, Manifest
+
+CACHE: Final = f"{RUN_FOLDER_MOUNT}/cache"
+
+
+def run_file(job: Job, options: Options) -> Manifest:
+    """The run as a mapping, keys in camelCase."""
+    run = copy.deepcopy(dict(job.spec["run"]))
+    run["run"] = {**run.get("run", {}), "name": job.name, "folder": RUN_FOLDER_MOUNT}
+    run["buffer"] = {"name": "external", "url": buffer_url(job, options)}
+    run["console"] = {"enabled": False}
+    run["placement"] = _placement(job)
+    for path, source in sources(job):
+        _set(run, path, source)
+    return run
+
+
+def buffer_url(job: Job, options: Options) -> str:
+    """Where the run's buffer is."""
+    if (job.spec.get("buffer") or {}).get("mode", "Dedicated") == "Shared":
+        return options.shared_buffer_url
+    return f"redis://{job.name}-buffer.{job.namespace}.svc:{BUFFER_PORT}/0"
+
+
+def sources(job: Job) -> list[tuple[str, str]]:
+    """Paths of the run file that name fetched inputs, with where the fetch step puts them."""
+    found = []
+    if job.spec.get("model"):
+        found.append(("model.source", f"{CACHE}/model"))
+    for name in ("train", "validation"):
+        if (job.spec.get("datasets") or {}).get(name):
+            found.append((f"data.{name}.path", f"{CACHE}/{name}"))
+    return found
+
+
+def _placement(job: Job) -> Manifest:
+    devices = int(job.placement.get("devicesPerNode", 0))
+    mode = job.placement.get("mode", "Colocated")
+    return {
+        "device": "gpu" if devices else "cpu",
+        "name": "disaggregated" if mode == "Disaggregated" else "colocated",
+        camel_case("num_devices"): max(1, job.devices),
+    }
+
+
+def _set(tree: Manifest, path: str, value: str) -> None:
+    *parents, last = path.split(".")
+    for name in parents:
+        tree = tree.setdefault(name, {})
+    tree[last] = value
+
+
+def config_map(job: Job, options: Options) -> Manifest:
+    """The ConfigMap that head and workers mount."""
+    text = yaml.safe_dump(run_file(job, options), sort_keys=False)
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {
+            "name": f"{job.name}-run",
+            "namespace": job.namespace,
+            "labels": labels(job, "run"),
+            "ownerReferences": [job.owner()],
+        },
+        "data": {"run.yaml": text},
+    }
+
+
+def problems(job: Job, options: Options) -> list[str]:
+    """What `crescendo config check` would say of the run, and references, which the operator does not resolve."""
+    if _has_reference(job.spec["run"]):
+        return ["spec.run contains ${...}; an RLJob takes plain values: `crescendo render FILE` writes them out"]
+    try:
+        check_mapping(run_file(job, options), "spec.run")
+    except ConfigError as error:
+        return [str(error)]
+    return []
+
+
+def _has_reference(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(_has_reference(child) for child in value.values())
+    if isinstance(value, list):
+        return any(map(_has_reference, value))
+    return isinstance(value, str) and "${" in value
