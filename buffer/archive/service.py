@@ -20,7 +20,7 @@ from crescendo.buffer.protocol import ExperienceBuffer
 from crescendo.buffer.redis_buffer import connect
 from crescendo.common.errors import ConfigError, CrescendoError, DataError, StaleFenceError
 from crescendo.common.rpc import Server, guarded, serve
-from crescendo.common.rpc.server import Context
+from crescendo.common.rpc.status import Context
 from crescendo.common.service import ServiceSpec
 from crescendo.common.tokenizer import Tokenizer
 from crescendo.common.types import IntArray
