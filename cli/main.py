@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_run_commands(commands)
     _add_verbs(commands)
+    _add_archive_commands(commands)
     _add_tools(commands)
     return root
 
@@ -143,6 +144,54 @@ def _add_verbs(commands: Commands) -> None:
     stop = _add(commands, "stop", "verbs:stop", "end a run, after a checkpoint, so that it can be resumed")
     _add_run_argument(stop)
     stop.add_argument("--no-commit", dest="commit", action="store_false", help="without the checkpoint")
+
+
+def _add_archive_commands(commands: Commands) -> None:
+    export = _add(
+        commands,
+        "export",
+        "export:export",
+        "write a run's trajectories as a JSONL file for other trainers",
+        "crescendo export runs/quickstart --format sft --out correct.jsonl",
+        "crescendo export runs/quickstart --format dpo --rejected longer --out pairs.jsonl",
+    )
+    _add_run_argument(export)
+    export.add_argument(
+        "--format",
+        required=True,
+        choices=("sft", "dpo", "rollouts"),
+        help="sft: correct answers; dpo: a short correct answer against another; rollouts: everything",
+    )
+    export.add_argument("--out", metavar="FILE", required=True, help="the .jsonl file to write")
+    export.add_argument("--force", action="store_true", help="replace FILE when it exists")
+    export.add_argument("--all", action="store_true", help="dropped trajectories and abandoned branches too")
+    export.add_argument(
+        "--style",
+        choices=("auto", "conversational", "standard"),
+        default="auto",
+        help="messages, or texts as the policy read them; auto (default): as the run did",
+    )
+    export.add_argument("--shortest", action="store_true", help="sft: only the shortest correct answer of a group")
+    export.add_argument(
+        "--rejected",
+        choices=("wrong", "longer"),
+        default="wrong",
+        help="dpo: reject wrong answers (default), or longer ones: wrong, or correct and much longer",
+    )
+    export.add_argument(
+        "--longer-factor", metavar="X", type=float, default=1.5, help="dpo: how much longer a correct one is (1.5)"
+    )
+    export.add_argument("--pairs", metavar="N", type=int, default=1, help="dpo: at most N pairs a group (default: 1)")
+    export.add_argument("--max-tokens", metavar="N", type=int, default=0, help="never choose an answer longer than N")
+    lineage = _add(
+        commands,
+        "lineage",
+        "lineage:lineage",
+        "show a run's weight versions, branches, commits and stages as a tree",
+        "crescendo lineage runs/quickstart --json",
+    )
+    _add_run_argument(lineage)
+    lineage.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _add_tools(commands: Commands) -> None:

@@ -33,6 +33,8 @@ COMMANDS = [
     "doctor",
     "config",
     "model",
+    "export",
+    "lineage",
 ]
 
 
