@@ -4,21 +4,27 @@ An options class is a frozen dataclass whose fields are str, int, float or bool,
 """
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from crescendo.common.config.fields import Rule
+from crescendo.common.config.option_text import OptionTextError, broken_rule, convert
 from crescendo.common.errors import CrescendoError, RequestError
 
 OptionsT = TypeVar("OptionsT")
 
-_BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
+def option(default: Any, doc: str, *, filled_from: str = "", not_above: str = "", **bounds: Any) -> Any:
+    """A dataclass field with its documentation and bounds (see common.config.fields.Rule).
 
-def option(default: Any, doc: str, **bounds: Any) -> Any:
-    """A dataclass field with its documentation and bounds (see common.config.fields.Rule)."""
-    return dataclasses.field(default=default, metadata={"rule": Rule(doc, **bounds)})
+    A default outside the bounds makes the option required. filled_from: what the controller gives where the
+    run file is silent, such as `stage.max_response_tokens`; not_above: another option that this one may not
+    exceed.
+    """
+    rule = Rule(doc, **bounds)
+    return dataclasses.field(
+        default=default, metadata={"rule": rule, "filled_from": filled_from, "not_above": not_above}
+    )
 
 
 def parse_options(
@@ -29,45 +35,48 @@ def parse_options(
 ) -> OptionsT:
     """An instance of `kind` from text; `owner` names the scorer or service in messages.
 
-    Raises `error` (RequestError) naming the option that is unknown, of the wrong type or out of bounds.
+    Raises `error` (RequestError) naming the option that is unknown, missing, of the wrong type or out of bounds.
     """
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    values: dict[str, Any] = {}
-    for name, text in given.items():
-        field = fields.get(name)
-        if field is None:
+    for name in given:
+        if name not in fields:
             known = ", ".join(sorted(fields)) or "none"
             raise error(f"{owner} has no option {name!r}.", field=name, fix=f"Its options are: {known}.")
-        values[name] = _convert(field.type, text, f"{owner}.{name}", error)
-        _check(field.metadata.get("rule"), values[name], f"{owner}.{name}", error)
+    values = {
+        name: _value(field, given[name], owner, error) if name in given else _default(field, owner, error)
+        for name, field in fields.items()
+    }
+    for name, field in fields.items():
+        limit = field.metadata.get("not_above")
+        if limit and values[name] > values[limit]:
+            raise error(
+                f"{owner}.{name} is {values[name]}; it must be at most {owner}.{limit}, {values[limit]}.", field=name
+            )
     return kind(**values)
 
 
-def _convert(kind: Any, text: str, name: str, error: type[CrescendoError]) -> Any:
-    if kind is bool:
-        if text.lower() not in _BOOLEANS:
-            raise error(f"{name} is {text!r}; it must be true or false.", field=name)
-        return _BOOLEANS[text.lower()]
-    if kind is str:
-        return text
+def kind_name(field: "dataclasses.Field[Any]") -> str:
+    """str, int, float or bool."""
+    return field.type if isinstance(field.type, str) else field.type.__name__
+
+
+def _value(field: "dataclasses.Field[Any]", text: str, owner: str, error: type[CrescendoError]) -> Any:
+    name = f"{owner}.{field.name}"
     try:
-        return kind(text)
-    except ValueError:
-        wanted = "a whole number" if kind is int else "a number"
-        raise error(f"{name} is {text!r}; it must be {wanted}.", field=name) from None
+        value = convert(kind_name(field), text)
+    except OptionTextError as wrong:
+        raise error(f"{name} is {text!r}; {wrong}.", field=name) from None
+    broken = broken_rule(field.metadata.get("rule"), value)
+    if broken:
+        raise error(f"{name} is {value!r}; {broken}.", field=name)
+    return value
 
 
-def _check(rule: Rule | None, value: Any, name: str, error: type[CrescendoError]) -> None:
-    if rule is None:
-        return
-    if rule.choices and value not in rule.choices:
-        raise error(f"{name} is {value!r}; it must be one of {', '.join(rule.choices)}.", field=name)
-    if rule.pattern and not re.fullmatch(rule.pattern, str(value)):
-        raise error(f"{name} is {value!r}; it must match {rule.pattern}.", field=name)
-    # Written so that NaN, which compares false with everything, breaks each bound.
-    if rule.at_least is not None and not value >= rule.at_least:
-        raise error(f"{name} is {value}; it must be at least {rule.at_least}.", field=name)
-    if rule.above is not None and not value > rule.above:
-        raise error(f"{name} is {value}; it must be above {rule.above}.", field=name)
-    if rule.at_most is not None and not value <= rule.at_most:
-        raise error(f"{name} is {value}; it must be at most {rule.at_most}.", field=name)
+def _default(field: "dataclasses.Field[Any]", owner: str, error: type[CrescendoError]) -> Any:
+    if field.default is dataclasses.MISSING:
+        return field.default_factory() if field.default_factory is not dataclasses.MISSING else None
+    broken = broken_rule(field.metadata.get("rule"), field.default)
+    if broken:
+        name = f"{owner}.{field.name}"
+        raise error(f"{name} is not set; {broken}.", field=name, fix=f"Give the option {field.name}.")
+    return field.default

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from crescendo.common.config import check_rl
+from crescendo.common.config import check_rewards, check_rl
 from crescendo.common.config.fields import Rule
 from crescendo.common.config.problems import Problem, without_consequences
 from crescendo.common.config.schema import Config, DataSourceConfig, RolloutConfig, TrainerConfig
@@ -181,26 +181,6 @@ def _columns(path: str, source: DataSourceConfig) -> Iterator[Problem]:
             )
 
 
-def _rewards(config: Config) -> Iterator[Problem]:
-    links = [(f"rewards.group[{i}]", link) for i, link in enumerate(config.rewards.group)]
-    for domain, chain in config.rewards.chains.items():
-        links += [(f"rewards.chains.{domain}[{i}]", link) for i, link in enumerate(chain)]
-    for path, link in links:
-        if not link.scorer:
-            yield Problem(f"{path}.scorer", f"{path}.scorer is not set; it is required.", "Name a scorer.")
-    if not any(step.kind == "rl" for step in config.steps):
-        return
-    for path, source in (("data.train", config.data.train), ("data.validation", config.data.validation)):
-        if not config.rewards.chains.get(source.domain):
-            known = ", ".join(config.rewards.chains) or "none"
-            yield Problem(
-                f"{path}.domain",
-                f"{path}.domain is {source.domain!r}, for which rewards.chains has no scorers (it has: {known}).",
-                f"Add rewards.chains.{source.domain}, or correct the domain.",
-                ("rewards.chains",),
-            )
-
-
 def _buffer(config: Config) -> Iterator[Problem]:
     external = config.buffer.name == "external"
     if external and not _URL.fullmatch(config.buffer.url):
@@ -293,7 +273,7 @@ RULES: tuple[Check, ...] = (
     _steps,
     _model,
     _data,
-    _rewards,
+    *check_rewards.RULES,
     _buffer,
     _rollout,
     _parallel,

@@ -172,7 +172,9 @@ class StageConfig:
     samples_per_prompt: int = setting(8, "k, trajectories in a group", at_least=1)
     sampling: SamplingConfig = setting(SamplingConfig, "how tokens are drawn")
     truncated: str = setting(
-        "zero", "what training makes of responses cut by the limit: reward zero, or left out", choices=("zero", "mask")
+        "zero",
+        "what training makes of responses cut by the limit: reward zero, left out, or the reward that scorers give",
+        choices=("zero", "mask", "score"),
     )
     reward_weights: dict[str, float] = setting(dict, "weights by scorer name, in place of the chain's")
     gate: GateConfig = setting(GateConfig, "when the stage is left")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from crescendo.common.config.fields import setting
+from crescendo.common.config.reward_models import RewardModelConfig
 from crescendo.common.config.rl import AdamWConfig, LearningRateConfig, RlStepConfig
 
 SCHEMA_VERSION = 1
@@ -59,6 +60,9 @@ class DataSourceConfig:
     domain: str = setting("math", "domain of rows that name none; selects the reward chain")
     num_prompts: int = setting(0, "rows to use; 0 is all; for a task, rows to make", at_least=0)
     options: dict[str, str] = setting(dict, "parameters of a task")
+    metadata: dict[str, str] = setting(
+        dict, "what scorers read besides the answer (schema, choices, tools, ...) to its column; see docs/rewards.md"
+    )
     seed: int = setting(0, "seed of a task's rows", at_least=0)
 
 
@@ -79,9 +83,12 @@ class DataConfig:
 class ScorerConfig:
     """One link of a reward chain."""
 
-    scorer: str = setting("", "name in the scorer registry")
+    scorer: str = setting("", "name of a scorer, from docs/rewards.md")
     weight: float = setting(1.0, "factor of the raw value in the reward")
-    options: dict[str, str] = setting(dict, "parameters of the scorer")
+    options: dict[str, str] = setting(dict, "parameters of the scorer; see docs/rewards.md")
+    from_iteration: int = setting(
+        0, "its weight is 0 before this iteration of the run", at_least=0, source="k1.5 section 2.3.3: warm-up"
+    )
 
 
 @dataclass
@@ -89,7 +96,8 @@ class RewardsConfig:
     """Reward chains by domain, and rewards over whole groups."""
 
     chains: dict[str, list[ScorerConfig]] = setting(dict, "scorers by domain")
-    group: list[ScorerConfig] = setting(list, "group-wise scorers (length_k15), after the chain")
+    group: list[ScorerConfig] = setting(list, "group-wise scorers (length_k15, ...), after the chain")
+    models: dict[str, RewardModelConfig] = setting(dict, "remote reward models, by the name that chains use")
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """Reading our fields (question, answer, ...) from a row's columns. A row that can't be read raises BadRow."""
 
 import hashlib
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -26,17 +27,23 @@ class Columns:
         """
         names = required + optional if config.name == "task" else required
         self._columns = {name: name for name in names} | dict(config.columns)
+        self._metadata = dict(config.metadata)
         self._required = required
 
     @property
     def needed(self) -> tuple[str, ...]:
         """The data set's columns that will be read."""
-        return tuple(dict.fromkeys(self._columns.values()))
+        return tuple(dict.fromkeys([*self._columns.values(), *self._metadata.values()]))
 
     def get(self, values: Mapping[str, Any], name: str) -> Any:
         """The raw value of a field; None where it is not mapped or missing."""
         column = self._columns.get(name)
         return None if column is None else values.get(column)
+
+    def metadata(self, values: Mapping[str, Any]) -> dict[str, str]:
+        """What scorers read besides the answer: text as it stands, anything else as JSON; nothing for an empty cell."""
+        found = {name: values.get(column) for name, column in self._metadata.items()}
+        return {name: _as_text(value, name) for name, value in found.items() if value is not None}
 
     def text(self, values: Mapping[str, Any], name: str) -> str:
         """A field that must be a non-empty string of valid Unicode, as it stands."""
@@ -44,6 +51,15 @@ class Columns:
         if column not in values or values[column] is None:
             raise BadRow(f"{name} is missing (column {column!r})")
         return checked_text(values[column], name)
+
+
+def _as_text(value: Any, name: str) -> str:
+    if isinstance(value, str):
+        return checked_text(value, name)
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise BadRow(f"{name} cannot be written as JSON: {error}") from error
 
 
 def checked_text(value: Any, name: str) -> str:

@@ -154,7 +154,7 @@ class _Builder:
             prompt_id=identity(self._columns.get(row.values, "id"), question, golds),
             domain=self._domain(row),
             gold_answers=golds,
-            metadata=dict(row.metadata),
+            metadata={**row.metadata, **self._columns.metadata(row.values)},
         )
         try:
             rendered = self._renderer.render(question)

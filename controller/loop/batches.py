@@ -139,7 +139,7 @@ def make_batch(
         num_mini_batches=algorithm.num_mini_batches,
         max_tokens_per_micro_batch=config.trainer.max_tokens_per_micro_batch,
         reset_optimizer=algorithm.reset_optimizer,
-        truncated=stage.truncated,
+        truncated="mask" if stage.truncated == "mask" else "zero",  # the trainer takes rewards as they are
         importance_cap=algorithm.importance_cap,
         old_segments=algorithm.old_segments,
         seed=(config.run.seed << 32) + iteration,

@@ -92,7 +92,7 @@ class Reinforcement:
             )
             for number, index in enumerate(drawn)
         ]
-        parts.scoring.stage = stage
+        parts.scoring.stage, parts.scoring.iteration = stage, iteration
         await parts.buffer.open_groups(parts.lease.fence, groups)
 
     # Train --------------------------------------------------------------------------------------------
@@ -103,7 +103,7 @@ class Reinforcement:
         groups = [group for group in await parts.buffer.load_groups(complete) if batches.scored(group)]
         if not groups:
             return [], {}, {}
-        rewards = await self._rewards(groups)
+        rewards = await self._rewards(groups, iteration)
         version = await parts.buffer.next_version(
             parts.lease.fence, parent=state.weight_version, branch=state.branch, iteration=iteration
         )
@@ -140,10 +140,10 @@ class Reinforcement:
             "train_seconds": answer.seconds,
         }
 
-    async def _rewards(self, groups: list[Group]) -> dict[TrajectoryId, float]:
+    async def _rewards(self, groups: list[Group], iteration: int) -> dict[TrajectoryId, float]:
         """The scalar of each trajectory, group-wise components included."""
         parts, stage = self.parts, self.stages.stage
-        chain = [scorer for scorer in scorer_specs(parts.config.rewards.group, stage) if scorer.weight]
+        chain = [scorer for scorer in scorer_specs(parts.config.rewards.group, stage, iteration) if scorer.weight]
         bonus: dict[str, list[common_pb2.RewardComponent]] = {}
         if chain:
             request = reward_pb2.ScoreGroupsRequest(groups=map(batches.group_message, groups), chain=chain)
@@ -175,7 +175,7 @@ class Reinforcement:
         if (iteration - entered + 1) % every:
             return None
         with self.parts.board.phase("validate", iteration):
-            return (await self.parts.validation.run(self.stages.stage)).accuracy
+            return (await self.parts.validate(self.stages.stage)).accuracy
 
     def observe(self, iteration: int, facts: batches.BatchFacts, accuracy: float | None) -> Transition | None:
         """Tells the gate of an iteration that trained; also how recovery repeats it."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from crescendo.buffer import Claim, ExperienceBuffer, Scored
 from crescendo.common.config.rl import StageConfig
 from crescendo.common.config.schema import Config, ScorerConfig
+from crescendo.common.config.scorers import catalogue, completed
 from crescendo.common.errors import CrescendoError, DeadlineError, StaleFenceError
 from crescendo.common.tokenizer import Tokenizer
 from crescendo.common.types import TrajectoryId
@@ -29,18 +30,38 @@ SETTLE_POLL_S = 0.01
 FAULT_BACKOFF_S = 0.2
 
 
-def chain_of(config: Config, domain: str, stage: StageConfig | None) -> list[reward_pb2.ScorerSpec]:
-    """The reward chain of a domain with the stage's weights."""
-    return scorer_specs(config.rewards.chains[domain], stage)
+def chain_of(
+    config: Config, domain: str, stage: StageConfig | None, iteration: int | None = None
+) -> list[reward_pb2.ScorerSpec]:
+    """The reward chain of a prompt's domain with the stage's weights."""
+    return scorer_specs(config.rewards.chains[domain], stage, iteration)
 
 
-def scorer_specs(links: Sequence[ScorerConfig], stage: StageConfig | None) -> list[reward_pb2.ScorerSpec]:
-    """Links of the run file on the wire; a stage's weight goes before the link's own."""
+def scorer_specs(
+    links: Sequence[ScorerConfig], stage: StageConfig | None, iteration: int | None = None
+) -> list[reward_pb2.ScorerSpec]:
+    """Links of the run file on the wire.
+
+    A stage's weight goes before the link's own, and before its from_iteration a link has weight 0 (iteration None: no
+    warm-up). The stage also gives the options that follow it, such as a limit on tokens.
+    """
     weights = stage.reward_weights if stage else {}
+
+    def weight(link: ScorerConfig) -> float:
+        is_warming_up = iteration is not None and iteration < link.from_iteration
+        return 0.0 if is_warming_up else weights.get(link.scorer, link.weight)
+
     return [
-        reward_pb2.ScorerSpec(name=link.scorer, weight=weights.get(link.scorer, link.weight), options=link.options)
+        reward_pb2.ScorerSpec(
+            name=link.scorer, weight=weight(link), options=completed(link.scorer, link.options, stage)
+        )
         for link in links
     ]
+
+
+def reads_tokens(chain: Sequence[reward_pb2.ScorerSpec]) -> bool:
+    """Whether a scorer of the chain wants token ids besides the text."""
+    return any(catalogue()[spec.name].reads_tokens for spec in chain if spec.name in catalogue())
 
 
 @dataclass
@@ -54,6 +75,7 @@ class ScoringLoop:
     board: Board
     tokenizer: Tokenizer
     stage: StageConfig | None = None
+    iteration: int | None = None
     num_excluded: int = 0
     _in_flight: int = 0
     _task: asyncio.Task[None] | None = field(default=None)
@@ -131,14 +153,17 @@ class ScoringLoop:
 
     def _item(self, claim: Claim) -> reward_pb2.ScoreItem:
         trajectory, prompt = claim.trajectory, claim.prompt
-        return score_item(
+        item = score_item(
             trajectory.trajectory_id,
             self.tokenizer.decode(trajectory.token_ids.tolist()),
             prompt,
-            chain_of(self.config, prompt.domain, self.stage),
+            chain_of(self.config, prompt.domain, self.stage, self.iteration),
             trajectory.finish_reason,
             trajectory.num_tokens,
         )
+        if reads_tokens(item.chain):
+            item.token_ids = trajectory.token_ids.astype("<i4", copy=False).tobytes()
+        return item
 
     async def _exclude(self, reasons: dict[str, str], waiting: dict[TrajectoryId, Claim]) -> None:
         for key, claim in waiting.items():

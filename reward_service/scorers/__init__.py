@@ -1,8 +1,9 @@
 """Scorers by name. `check_chain` tells whether a reward chain can be applied, without starting anything."""
 
-from crescendo.reward_service.scorers.base import GroupScorer, Outcome, Sample, Scorer
+from crescendo.reward_service.scorers.base import GroupScorer, Outcome, RemoteScorer, Sample, SandboxScorer, Scorer
 from crescendo.reward_service.scorers.registry import (
     GROUP_SCORERS,
+    REMOTE_SCORERS,
     SCORERS,
     check_chain,
     check_group_chain,
@@ -12,10 +13,13 @@ from crescendo.reward_service.scorers.registry import (
 
 __all__ = [
     "GROUP_SCORERS",
+    "REMOTE_SCORERS",
     "SCORERS",
     "GroupScorer",
     "Outcome",
+    "RemoteScorer",
     "Sample",
+    "SandboxScorer",
     "Scorer",
     "check_chain",
     "check_group_chain",

@@ -14,7 +14,11 @@ from crescendo.reward_service.sandbox import protocol
 
 @dataclass(frozen=True)
 class Sample:
-    """One response as a scorer sees it. text: decoded, with U+FFFD where it was not UTF-8."""
+    """One response as a scorer sees it.
+
+    text: decoded, with U+FFFD where it was not UTF-8; token_ids: packed little-endian int32, empty unless the
+    scorer reads tokens.
+    """
 
     text: str
     gold_answers: tuple[str, ...] = ()
@@ -22,6 +26,7 @@ class Sample:
     prompt: str = ""
     num_tokens: int = 0
     finish_reason: int = common_pb2.FINISH_REASON_UNSPECIFIED
+    token_ids: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Scorer:
 
     low, high: bounds of the raw value; an item whose worker was killed gets `low`. source: where the rule is
     from. score(sample, options) may raise: the worker turns that into VERDICT_SANDBOX_ERROR. preload: modules
-    that the zygote imports once, so that workers have them when forked.
+    that the zygote imports once, so that workers have them when forked. reads_tokens: it wants Sample.token_ids.
     """
 
     name: str
@@ -54,6 +59,7 @@ class Scorer:
     options: type[Any]
     score: Callable[[Sample, Any], Outcome]
     preload: tuple[str, ...] = ()
+    reads_tokens: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,8 +84,25 @@ class SandboxScorer:
 
 
 @dataclass(frozen=True)
+class RemoteScorer:
+    """A scorer that asks a reward model over the network, which the reward process does (reward_models/).
+
+    What the model answers is read by the internal scorer `reward_model_answer`, in a confined worker.
+    """
+
+    name: str
+    source: str
+    low: float
+    high: float
+    options: type[Any]
+
+
+@dataclass(frozen=True)
 class GroupScorer:
-    """A scorer of whole groups, from numbers only: score(members, options) gives one outcome a member."""
+    """A scorer of whole groups, from numbers only: score(members, options) gives one outcome a member.
+
+    Numbers only means that it runs in the reward process, and that it sees lengths and verdicts, never text.
+    """
 
     name: str
     source: str

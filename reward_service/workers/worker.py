@@ -102,6 +102,7 @@ def _sample(item: reward_pb2.ScoreItem) -> Sample:
         prompt=item.prompt.decode("utf-8", "replace"),
         num_tokens=item.num_tokens,
         finish_reason=item.finish_reason,
+        token_ids=item.token_ids,
     )
 
 

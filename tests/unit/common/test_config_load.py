@@ -199,7 +199,7 @@ def test_a_bad_list_item_keeps_its_neighbours_paths(tmp_path: Path) -> None:
         ("steps.1.rl.learning_rate.peak=1e-5", lambda c: c.steps[1].rl.learning_rate.peak == 1e-5),
         ("data.train.options.max_n=9", lambda c: c.data.train.options == {"max_n": "9"}),
         ("rewards.chains.math.0.weight=2", lambda c: c.rewards.chains["math"][0].weight == 2.0),
-        ("rewards.chains.code=[{scorer: tests}]", lambda c: c.rewards.chains["code"][0].scorer == "tests"),
+        ("rewards.chains.code=[{scorer: format}]", lambda c: c.rewards.chains["code"][0].scorer == "format"),
         ("rollout.prefix_caching=true", lambda c: c.rollout.prefix_caching is True),
         ("steps.2.kind=sft", None),
     ],
