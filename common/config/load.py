@@ -35,7 +35,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     Raises ConfigError naming every problem with field, value, rule and fix.
     """
     problems: list[Problem] = []
-    raw = _read(path)
+    raw = read_mapping(path)
     for override in overrides:
         _apply(raw, override, problems)
     config = _merge(raw, str(path), problems)
@@ -59,7 +59,7 @@ def check_mapping(raw: dict[str, Any], source: str) -> Config:
 def load_resolved(path: Path) -> Config:
     """Reads the file that `save_resolved` wrote; raises ConfigError when somebody broke it."""
     problems: list[Problem] = []
-    config = _merge(_read(path), str(path), problems)
+    config = _merge(read_mapping(path), str(path), problems)
     raise_if_any(str(path), without_consequences(problems, check(config)))
     return config
 
@@ -74,7 +74,8 @@ def to_yaml(config: Config) -> str:
     return str(yaml.safe_dump(_escape(dataclasses.asdict(config)), sort_keys=False, allow_unicode=True, width=110))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The file as it stands, unchecked; raises ConfigError when it is no YAML mapping."""
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise ConfigError(

@@ -64,8 +64,14 @@ def _field(field: "dataclasses.Field[Any]", kind: Any, rule: Rule, leave_out: Se
     if field.default is not dataclasses.MISSING:
         schema["default"] = field.default
     elif "required" not in schema:
-        schema["default"] = [] if schema["type"] == "array" else {}
+        schema["default"] = [] if schema["type"] == "array" else _defaults(schema)
     return schema
+
+
+def _defaults(schema: Schema) -> Schema:
+    """A section's default written out: the API server checks it against the section's CEL rules as it stands."""
+    children = schema.get("properties", {}).items()
+    return {name: child["default"] for name, child in children if "default" in child}
 
 
 def _type(kind: Any, leave_out: Set[str], path: str) -> Schema:

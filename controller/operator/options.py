@@ -14,7 +14,8 @@ from crescendo.common.errors import ConfigError
 class Options:
     """namespace: the operator's own; watch_namespaces: empty watches all; *_address: host:port of the chart's services;
     kuberay_namespace: where KubeRay's operator runs; shared_buffer_url: rediss:// of the chart's server, if it has one;
-    ray_version: Ray of the images; trust_days: how long a leaf certificate is valid."""
+    ray_version: Ray of the images; trust_days: how long a leaf certificate is valid; certificate_issuer: a cert-manager
+    ClusterIssuer, empty for the operator's own authority."""
 
     namespace: str = "crescendo-system"
     watch_namespaces: tuple[str, ...] = ()
@@ -24,6 +25,7 @@ class Options:
     buffer_image: str = ""
     ray_version: str = "2.60.0"
     trust_days: int = 7
+    certificate_issuer: str = ""
     resync_s: float = 30.0
 
     @classmethod

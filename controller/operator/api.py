@@ -1,0 +1,161 @@
+"""The API server as the operator uses it: plain JSON in and out, server-side apply, typed refusals.
+
+The one file that imports lightkube. Every kind is a generic resource, so that a field which a client library does not
+know yet is neither dropped nor invented. Calls carry a time-out; what fails is an ApiFailure with the status code.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import httpx2
+from lightkube import AsyncClient, KubeConfig
+from lightkube.core.exceptions import ApiError
+from lightkube.generic_resource import create_global_resource, create_namespaced_resource
+from lightkube.types import CascadeType, PatchType
+
+from crescendo.common.errors import CrescendoError
+from crescendo.controller.operator.crd import GROUP, PLURAL, VERSION
+from crescendo.controller.operator.resource import KIND, Manifest
+
+FIELD_MANAGER: Final = "crescendo-operator"
+TIMEOUT_S: Final = 20.0
+
+_KINDS: Final = {
+    KIND: (GROUP, VERSION, PLURAL),
+    "RayJob": ("ray.io", "v1", "rayjobs"),
+    "RayCluster": ("ray.io", "v1", "rayclusters"),
+    "Pod": ("", "v1", "pods"),
+    "Secret": ("", "v1", "secrets"),
+    "ConfigMap": ("", "v1", "configmaps"),
+    "Service": ("", "v1", "services"),
+    "ServiceAccount": ("", "v1", "serviceaccounts"),
+    "PersistentVolumeClaim": ("", "v1", "persistentvolumeclaims"),
+    "StatefulSet": ("apps", "v1", "statefulsets"),
+    "NetworkPolicy": ("networking.k8s.io", "v1", "networkpolicies"),
+    "Certificate": ("cert-manager.io", "v1", "certificates"),
+    "Event": ("events.k8s.io", "v1", "events"),
+}
+_RESOURCES: Final[dict[str, Any]] = {
+    kind: create_namespaced_resource(group, version, kind, plural) for kind, (group, version, plural) in _KINDS.items()
+}
+_ACCESS_REVIEW: Final[Any] = create_global_resource(
+    "authorization.k8s.io", "v1", "SubjectAccessReview", "subjectaccessreviews"
+)
+
+
+class ApiFailure(CrescendoError):
+    """The API server refused or could not be reached. code: HTTP status; 0: no answer."""
+
+    retryable = True
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Api(Protocol):
+    """What reconcile.py asks of the API server. Names are of one namespace; manifests name their own."""
+
+    async def get(self, kind: str, name: str, namespace: str) -> Manifest | None: ...
+    async def find(self, kind: str, namespace: str, labels: Mapping[str, str]) -> list[Manifest]: ...
+    async def apply(self, manifest: Manifest) -> Manifest: ...
+    async def create(self, manifest: Manifest) -> None: ...
+    async def delete(self, kind: str, name: str, namespace: str) -> None: ...
+    async def put_status(self, name: str, namespace: str, version: str, status: Manifest) -> None: ...
+    async def patch(self, kind: str, name: str, namespace: str, operations: list[Manifest]) -> None: ...
+
+
+class KubernetesApi:
+    """Api over lightkube. kubeconfig: None uses the pod's service account, or KUBECONFIG."""
+
+    def __init__(self, kubeconfig: Path | None = None) -> None:
+        config = KubeConfig.from_file(kubeconfig) if kubeconfig else KubeConfig.from_env()
+        self._client: Any = AsyncClient(config=config, field_manager=FIELD_MANAGER, trust_env=False)
+
+    async def get(self, kind: str, name: str, namespace: str) -> Manifest | None:
+        """The object, or None."""
+        try:
+            return dict(await self._do(self._client.get(_RESOURCES[kind], name, namespace=namespace)))
+        except ApiFailure as failure:
+            if failure.code == 404:
+                return None
+            raise
+
+    async def find(self, kind: str, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
+        """All objects of a kind with these labels; namespace "*" is every one."""
+
+        async def collect() -> list[Manifest]:
+            items = self._client.list(_RESOURCES[kind], namespace=namespace, labels=dict(labels), chunk_size=500)
+            return [{**item, "kind": kind} async for item in items]
+
+        found: list[Manifest] = await self._do(collect())
+        return found
+
+    async def apply(self, manifest: Manifest) -> Manifest:
+        """Server-side apply: we own the fields that the manifest names, by force."""
+        resource: Any = _RESOURCES[manifest["kind"]].from_dict(manifest)
+        metadata = manifest["metadata"]
+        call = self._client.patch(
+            type(resource), metadata["name"], resource, namespace=metadata["namespace"],
+            patch_type=PatchType.APPLY, force=True, field_manager=FIELD_MANAGER,
+        )  # fmt: skip
+        return dict(await self._do(call))
+
+    async def create(self, manifest: Manifest) -> None:
+        """Creates an object; one that is there already is left alone."""
+        resource: Any = _RESOURCES[manifest["kind"]].from_dict(manifest)
+        try:
+            await self._do(self._client.create(resource, namespace=manifest["metadata"]["namespace"]))
+        except ApiFailure as failure:
+            if failure.code != 409:
+                raise
+
+    async def delete(self, kind: str, name: str, namespace: str) -> None:
+        """Deletes an object and, in the background, what it owns; one that is gone already is fine."""
+        call = self._client.delete(_RESOURCES[kind], name, namespace=namespace, cascade=CascadeType.BACKGROUND)
+        try:
+            await self._do(call)
+        except ApiFailure as failure:
+            if failure.code != 404:
+                raise
+
+    async def put_status(self, name: str, namespace: str, version: str, status: Manifest) -> None:
+        """Replaces an RLJob's status if it is still at a resource version; a conflict is an ApiFailure with 409."""
+        # A merge patch would keep what the new status leaves out.
+        operations: list[Manifest] = [
+            {"op": "replace", "path": "/metadata/resourceVersion", "value": version},
+            {"op": "add", "path": "/status", "value": status},
+        ]
+        resource = _RESOURCES[KIND].Status
+        await self._do(self._client.patch(resource, name, operations, namespace=namespace, patch_type=PatchType.JSON))
+
+    async def patch(self, kind: str, name: str, namespace: str, operations: list[Manifest]) -> None:
+        """A JSON patch."""
+        call = self._client.patch(_RESOURCES[kind], name, operations, namespace=namespace, patch_type=PatchType.JSON)
+        await self._do(call)
+
+    async def may(self, user: str, groups: list[str], attributes: Manifest) -> bool:
+        """Whether a user may do something (a SubjectAccessReview's resourceAttributes)."""
+        spec = {"user": user, "groups": groups, "resourceAttributes": attributes}
+        review = _ACCESS_REVIEW.from_dict(
+            {"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "metadata": {}, "spec": spec}
+        )
+        answer = await self._do(self._client.create(review))
+        return bool((answer.get("status") or {}).get("allowed", False))
+
+    async def close(self) -> None:
+        """Ends the connections."""
+        await self._client.close()
+
+    async def _do(self, call: Any) -> Any:
+        try:
+            return await asyncio.wait_for(call, TIMEOUT_S)
+        except ApiError as error:
+            code = error.response.status_code if error.response is not None else int(error.status.code or 0)
+            raise ApiFailure(f"the API server refused: {error}", code) from None
+        except TimeoutError:
+            raise ApiFailure(f"the API server did not answer within {TIMEOUT_S:.0f} s.", 0) from None
+        except (httpx2.HTTPError, OSError) as error:
+            raise ApiFailure(f"the API server cannot be reached: {error}", 0) from None

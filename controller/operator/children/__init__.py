@@ -1,0 +1,71 @@
+"""Manifests of a job's children: pure functions from the RLJob to what the API server is to hold."""
+
+from typing import Final
+
+from crescendo.controller.operator.children.network import policies
+from crescendo.controller.operator.children.pods import forbidden_patches, labels
+from crescendo.controller.operator.children.rayjob import CONTROLLER_PORT, ray_job
+from crescendo.controller.operator.children.run_file import config_map, problems
+from crescendo.controller.operator.children.storage import STORAGE_ID, buffer_service, buffer_set, volume_claim
+from crescendo.controller.operator.crd import GROUP
+from crescendo.controller.operator.options import Options
+from crescendo.controller.operator.resource import Job, Manifest
+
+__all__ = ["CONTROLLER_PORT", "STORAGE_ID", "controller_address", "fixtures", "ray_job", "spec_problems"]
+
+_SHARED: Final = "Shared"
+
+
+def fixtures(job: Job, options: Options) -> list[Manifest]:
+    """What every attempt needs and survives it, in the order of writing; Secrets apart (they are made once)."""
+    found = [_service_account(job), config_map(job, options), _controller_service(job), *policies(job, options)]
+    claim = volume_claim(job, job.storage_id)
+    if claim is not None:
+        found.append(claim)
+    if (job.spec.get("buffer") or {}).get("mode") != _SHARED:
+        found += [buffer_service(job, job.storage_id), buffer_set(job, job.storage_id, options)]
+    return found
+
+
+def controller_address(job: Job) -> str:
+    """Where the run's ControllerService answers."""
+    return f"{job.name}-controller.{job.namespace}.svc:{CONTROLLER_PORT}"
+
+
+def spec_problems(job: Job, options: Options) -> tuple[str, ...]:
+    """What the CRD could not refuse."""
+    shared = (job.spec.get("buffer") or {}).get("mode") == _SHARED
+    missing = ["spec.buffer.mode is Shared, but this installation has no shared server (valkey.enabled)"]
+    found = missing if shared and not options.shared_buffer_url else []
+    return tuple(found + forbidden_patches(job) + problems(job, options))
+
+
+def _service_account(job: Job) -> Manifest:
+    return {
+        "apiVersion": "v1",
+        "kind": "ServiceAccount",
+        "metadata": _metadata(job, job.name),
+        "automountServiceAccountToken": False,
+    }
+
+
+def _controller_service(job: Job) -> Manifest:
+    selector = {key: value for key, value in labels(job, "head").items() if key.startswith(GROUP)}
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": _metadata(job, f"{job.name}-controller"),
+        "spec": {
+            "selector": selector,
+            "ports": [{"name": "controller", "port": CONTROLLER_PORT, "targetPort": "controller"}],
+        },
+    }
+
+
+def _metadata(job: Job, name: str) -> Manifest:
+    return {
+        "name": name,
+        "namespace": job.namespace,
+        "labels": labels(job, "controller"),
+        "ownerReferences": [job.owner()],
+    }

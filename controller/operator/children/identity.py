@@ -1,0 +1,89 @@
+"""Who the pods of a job are: a certificate for each role, and the buffer's password.
+
+Roles: `controller` (head), `worker` (trainer and engines). Every leaf carries the fixed server name, since pods are
+reached by address. With cert-manager (options.certificate_issuer) its Certificates are asked for instead.
+"""
+
+import base64
+import secrets
+from datetime import datetime
+from typing import Final
+
+from crescendo.common.rpc.identity import SERVER_NAME, Identity
+from crescendo.controller.operator.certificates import KeyPair, due, new_leaf
+from crescendo.controller.operator.children.pods import labels
+from crescendo.controller.operator.children.storage import BUFFER_PORT
+from crescendo.controller.operator.options import Options
+from crescendo.controller.operator.resource import Job, Manifest
+
+ROLES: Final = ("controller", "worker")
+
+
+def identity_name(job: Job, role: str) -> str:
+    """The Secret of a role."""
+    return f"{job.name}-identity-{role}"
+
+
+def identity_secret(job: Job, role: str, authority: KeyPair, now: datetime, options: Options) -> Manifest:
+    """A fresh certificate as a Secret."""
+    uri = Identity(job.namespace, job.uid, role).uri
+    leaf = new_leaf(authority, uri, [SERVER_NAME, *_names(job, role)], now, options.trust_days)
+    data = {"tls.crt": leaf.certificate, "tls.key": leaf.key, "ca.crt": authority.certificate}
+    return _secret(job, identity_name(job, role), data, "kubernetes.io/tls")
+
+
+def needs_renewal(stored: Manifest | None, authority: KeyPair, now: datetime) -> bool:
+    """Whether a role's Secret is missing, damaged, old, or of another authority."""
+    certificate = ((stored or {}).get("data") or {}).get("tls.crt", "")
+    try:
+        decoded = base64.b64decode(certificate, validate=True)
+    except ValueError:
+        return True
+    return due(decoded, authority.certificate, now)
+
+
+def certificate_request(job: Job, role: str, issuer: str, options: Options) -> Manifest:
+    """A cert-manager Certificate in place of our own. issuer: name of a ClusterIssuer."""
+    return {
+        "apiVersion": "cert-manager.io/v1",
+        "kind": "Certificate",
+        "metadata": _metadata(job, identity_name(job, role)),
+        "spec": {
+            "secretName": identity_name(job, role),
+            "uris": [Identity(job.namespace, job.uid, role).uri],
+            "dnsNames": [SERVER_NAME, *_names(job, role)],
+            "duration": f"{options.trust_days * 24}h",
+            "renewBefore": f"{options.trust_days * 8}h",
+            "privateKey": {"algorithm": "ECDSA", "size": 256, "rotationPolicy": "Always"},
+            "usages": ["client auth", "server auth", "digital signature"],
+            "issuerRef": {"name": issuer, "kind": "ClusterIssuer"},
+        },
+    }
+
+
+def buffer_secret(job: Job) -> Manifest:
+    """A new password for the job's own buffer, as the server's configuration and as the client's file."""
+    password = secrets.token_urlsafe(32)
+    configuration = (
+        f"requirepass {password}\nmaxclients 20000\nprotected-mode yes\ntcp-keepalive 60\nport {BUFFER_PORT}\n"
+    )
+    data = {"valkey.conf": configuration.encode(), "password": password.encode()}
+    return _secret(job, f"{job.name}-buffer", data, "Opaque")
+
+
+def _names(job: Job, role: str) -> list[str]:
+    return [f"{job.name}-controller.{job.namespace}.svc"] if role == "controller" else []
+
+
+def _secret(job: Job, name: str, data: dict[str, bytes], kind: str) -> Manifest:
+    encoded = {key: base64.b64encode(value).decode() for key, value in data.items()}
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": _metadata(job, name), "type": kind, "data": encoded}
+
+
+def _metadata(job: Job, name: str) -> Manifest:
+    return {
+        "name": name,
+        "namespace": job.namespace,
+        "labels": labels(job, "identity"),
+        "ownerReferences": [job.owner()],
+    }

@@ -1,0 +1,99 @@
+"""What a run's controller says of itself, cut to size.
+
+The controller runs in the tenant's pod, next to model output: its answers are data, never trusted. Names keep letters,
+digits and a few marks; numbers are finite; counts are not negative; nothing is longer than the CRD allows.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, Final, Protocol
+
+from crescendo.common.control import ControllerClient
+from crescendo.common.errors import CrescendoError
+from crescendo.controller.operator.plan import Call
+from crescendo.controller.operator.resource import Report
+from crescendo.proto.v1 import controller_pb2
+
+_FORBIDDEN: Final = re.compile(r"[^A-Za-z0-9_.:/ -]")
+MAX_METRICS: Final = 64
+MAX_COUNT: Final = 2**53
+SHOWN_FAILURE: Final = 512
+
+
+class Runs(Protocol):
+    """The operator's side of ControllerService."""
+
+    async def report(self, address: str) -> Report | None: ...
+    async def call(self, address: str, call: Call) -> bool: ...
+
+
+class ControllerRuns:
+    """Runs over gRPC with mTLS."""
+
+    async def report(self, address: str) -> Report | None:
+        """The run's status; None when it does not answer."""
+        client = ControllerClient(address, "")
+        try:
+            return sanitized(await client.status())
+        except CrescendoError:
+            return None
+        finally:
+            await client.close()
+
+    async def call(self, address: str, call: Call) -> bool:
+        """Carries a verb out; False when the controller did not take it."""
+        client = ControllerClient(address, "")
+        try:
+            if call.verb == "stop":
+                await client.stop(commit=True)
+            elif call.verb == "promote":
+                await client.promote(call.stage)
+            else:
+                raise ValueError(f"{call.verb} is not a verb of the plan")
+        except CrescendoError:
+            return False
+        else:
+            return True
+        finally:
+            await client.close()
+
+
+def sanitized(status: controller_pb2.RunStatus) -> Report:
+    """A RunStatus as the operator keeps it."""
+    return Report(
+        phase=text(status.phase, 32),
+        iteration=count(status.iteration),
+        total_iterations=count(status.max_iterations),
+        stage=text(status.stage, 31),
+        weight_version=count(status.weight_version),
+        committed_iteration=min(MAX_COUNT, max(-1, status.committed_iteration)),
+        lease_holder=text(status.lease_state, 64),
+        eta_s=number(status.eta_seconds),
+        stopped=status.phase in ("stopped", "done", "failed"),
+        failure=text(status.failure, SHOWN_FAILURE),
+        metrics=_metrics(status.metrics),
+    )
+
+
+def text(value: str, limit: int) -> str:
+    """Harmless characters only, at most so many."""
+    return _FORBIDDEN.sub("?", value[: 4 * limit])[:limit]
+
+
+def count(value: int) -> int:
+    """A count between 0 and what JSON carries exactly."""
+    return min(MAX_COUNT, max(0, value))
+
+
+def number(value: float) -> float:
+    """A finite number; -1 for what is not."""
+    return value if math.isfinite(value) else -1.0
+
+
+def _metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
+    found = {}
+    for name in sorted(metrics)[:MAX_METRICS]:
+        if math.isfinite(metrics[name]):
+            found[text(name, 64)] = float(metrics[name])
+    return found

@@ -1,0 +1,187 @@
+"""Observe, plan, write: one RLJob at a time.
+
+Called by the queue (queue.py) for every event and every resync. Reads are fresh; the status is replaced only at the
+resource version that was read, so that two operators, or one that lags, cannot both win. Everything that is written can
+be written again: names are fixed, applies are whole, deletions of what is gone are fine.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Final
+
+from crescendo.controller.operator.api import Api, ApiFailure
+from crescendo.controller.operator.certificates import KeyPair
+from crescendo.controller.operator.children import (
+    STORAGE_ID,
+    controller_address,
+    fixtures,
+    ray_job,
+    spec_problems,
+)  # fmt: skip
+from crescendo.controller.operator.children.identity import (
+    ROLES,
+    buffer_secret,
+    certificate_request,
+    identity_name,
+    identity_secret,
+    needs_renewal,
+)  # fmt: skip
+from crescendo.controller.operator.children.pods import claim_name
+from crescendo.controller.operator.events import event_of
+from crescendo.controller.operator.options import Options
+from crescendo.controller.operator.plan import RESYNC_S, Plan, plan
+from crescendo.controller.operator.progress import Runs
+from crescendo.controller.operator.resource import JOB_LABEL, KIND, Attempt, Job, Manifest, Observed, Report
+
+log = logging.getLogger(__name__)
+
+CONFLICT: Final = 409
+
+
+class Reconciler:
+    """Carries out plans. authority: signs the jobs' certificates; clock: now, for tests."""
+
+    def __init__(
+        self,
+        api: Api,
+        runs: Runs,
+        options: Options,
+        authority: KeyPair,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._api = api
+        self._runs = runs
+        self._options = options
+        self._authority = authority
+        self._clock = clock
+
+    async def reconcile(self, namespace: str, name: str) -> float:
+        """One round; returns seconds until the next one is due. Raises ApiFailure."""
+        body = await self._api.get(KIND, name, namespace)
+        if body is None:
+            return 0.0
+        job = Job.from_body(body)
+        if job.deleting or not job.is_ours:
+            return RESYNC_S
+        observed = await self._observe(job)
+        decided = plan(observed)
+        try:
+            await self._carry_out(job, decided, body["metadata"]["resourceVersion"])
+        except ApiFailure as failure:
+            if failure.code != CONFLICT:
+                raise
+            log.info("%s/%s changed while it was reconciled; once more", namespace, name)
+            return 1.0
+        return decided.again_s
+
+    # Observe ----------------------------------------------------------------------------------------------
+
+    async def _observe(self, job: Job) -> Observed:
+        own = {JOB_LABEL: job.name}
+        # A name may be used again: children of an earlier job of that name are not ours.
+        bodies = [
+            body
+            for body in await self._api.find("RayJob", job.namespace, own)
+            if any(owner["uid"] == job.uid for owner in body["metadata"].get("ownerReferences", ()))
+        ]
+        attempts = tuple(map(Attempt.from_body, bodies))
+        observed = Observed(
+            job=job,
+            attempts=attempts,
+            pods=(0, 0),
+            report=None,
+            storage_id="",
+            buffer_storage_id="",
+            now=self._clock(),
+            problems=() if job.finished else spec_problems(job, self._options),
+        )
+        newest = observed.newest
+        if job.finished:
+            return observed
+        storage, buffer = await self._storage_ids(job)
+        observed = replace(observed, storage_id=storage, buffer_storage_id=buffer)
+        if newest is None:
+            return observed
+        return replace(observed, pods=await self._pods(newest, job), report=await self._report(newest, job))
+
+    async def _storage_ids(self, job: Job) -> tuple[str, str]:
+        found = []
+        for name in (claim_name(job), f"data-{job.name}-buffer-0"):
+            claim = await self._api.get("PersistentVolumeClaim", name, job.namespace)
+            annotations = ((claim or {}).get("metadata") or {}).get("annotations") or {}
+            found.append(str(annotations.get(STORAGE_ID, "")))
+        return found[0], found[1]
+
+    async def _pods(self, attempt: Attempt, job: Job) -> tuple[int, int]:
+        if not attempt.cluster_name:
+            return 0, 0
+        cluster = await self._api.get("RayCluster", attempt.cluster_name, job.namespace)
+        status = (cluster or {}).get("status") or {}
+        wanted = int(status.get("desiredWorkerReplicas", 0)) + 1
+        head = any(
+            condition.get("type") == "HeadPodReady" and condition.get("status") == "True"
+            for condition in status.get("conditions", ())
+        )
+        return int(status.get("readyWorkerReplicas", 0)) + int(head), wanted
+
+    async def _report(self, attempt: Attempt, job: Job) -> Report | None:
+        if attempt.job_status != "RUNNING":
+            return None
+        return await self._runs.report(controller_address(job))
+
+    # Write ------------------------------------------------------------------------------------------------
+
+    async def _carry_out(self, job: Job, decided: Plan, version: str) -> None:
+        if decided.create:
+            await self._write_fixtures(job)
+            await self._api.apply(ray_job(job, decided.create, self._options))
+        elif not job.finished:
+            await self._renew(job)
+        status = decided.status
+        for call in decided.calls:
+            taken = await self._runs.call(controller_address(job), call)
+            if taken and call.verb == "promote":
+                status = {**(status or dict(job.status)), "promotedTo": call.stage}
+        if status is not None:
+            await self._api.put_status(job.name, job.namespace, version, status)
+        for note in decided.events:
+            await self._api.create(event_of(job, note, self._clock()))
+        if decided.scale is not None:
+            await self._scale(job, decided.scale)
+        for name in decided.delete:
+            await self._api.delete("RayJob", name, job.namespace)
+        if decided.delete_job:
+            await self._api.delete(KIND, job.name, job.namespace)
+
+    async def _write_fixtures(self, job: Job) -> None:
+        await self._renew(job)
+        if await self._api.get("Secret", f"{job.name}-buffer", job.namespace) is None:
+            await self._api.create(buffer_secret(job))
+        for manifest in fixtures(job, self._options):
+            await self._api.apply(manifest)
+
+    async def _renew(self, job: Job) -> None:
+        issuer = self._options.certificate_issuer
+        for role in ROLES:
+            if issuer:
+                await self._api.apply(certificate_request(job, role, issuer, self._options))
+                continue
+            stored = await self._api.get("Secret", identity_name(job, role), job.namespace)
+            if needs_renewal(stored, self._authority, self._clock()):
+                await self._api.apply(identity_secret(job, role, self._authority, self._clock(), self._options))
+
+    async def _scale(self, job: Job, devices: int) -> None:
+        """Gives the worker group as many pods as a stage's devices need."""
+        per_pod = max(1, int(job.placement.get("devicesPerNode", 0)))
+        wanted = max(1, -(-devices // per_pod))
+        name = (job.status.get("cluster") or {}).get("rayCluster", "")
+        cluster = await self._api.get("RayCluster", name, job.namespace) if name else None
+        if cluster is None or cluster["spec"]["workerGroupSpecs"][0].get("replicas") == wanted:
+            return
+        group = "/spec/workerGroupSpecs/0"
+        operations: list[Manifest] = [{"op": "test", "path": f"{group}/groupName", "value": "worker"}]
+        for key in ("replicas", "minReplicas", "maxReplicas"):
+            operations.append({"op": "replace", "path": f"{group}/{key}", "value": wanted})
+        await self._api.patch("RayCluster", name, job.namespace, operations)
