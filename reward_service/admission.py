@@ -7,11 +7,12 @@ refused was not taken, and the refusal says when to come again.
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 from crescendo.common.errors import OverloadError
+from crescendo.common.rpc.identity import peer_identity
 from crescendo.proto.v1 import reward_pb2
 
 MIN_RETRY_S = 0.2
@@ -21,8 +22,8 @@ MAX_RETRY_S = 10.0
 class Caller(Protocol):
     """What is read of a call's context."""
 
-    def peer_identities(self) -> Iterable[bytes] | None:
-        """Names in the client's certificate, if it showed one."""
+    def auth_context(self) -> Mapping[str, Iterable[bytes]]:
+        """What the client's certificate says, if it showed one."""
         ...
 
     def invocation_metadata(self) -> Any:
@@ -31,9 +32,10 @@ class Caller(Protocol):
 
 
 def identity_of(caller: Caller) -> str:
-    """Who calls: the first name of a verified client certificate, else a digest of the token."""
-    for name in caller.peer_identities() or ():
-        return name.decode("utf-8", "replace")
+    """Who calls: the identity in a verified client certificate, else a digest of the token."""
+    peer = peer_identity(caller.auth_context())
+    if peer is not None:
+        return peer.uri
     given = dict(caller.invocation_metadata() or ()).get("authorization", "")
     token = given if isinstance(given, bytes) else given.encode()
     return f"token-{hashlib.sha256(token).hexdigest()[:8]}"

@@ -96,7 +96,7 @@ async def start(spec: ServiceSpec) -> RunningExecutor:
         server = await serve(
             lambda grpc_server: reward_pb2_grpc.add_ExecutorServiceServicer_to_server(servicer, grpc_server),
             [SERVICE],
-            host=options.listen.host,
+            open_host=options.listen.host,
             port=options.listen.port,
         )
     except BaseException:

@@ -59,7 +59,7 @@ class Member:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self.client = Client(Endpoint(address), reward_pb2_grpc.ExecutorServiceStub)
+        self.client = Client(Endpoint(address, is_open=True), reward_pb2_grpc.ExecutorServiceStub)
         self.num_items = 0
         self.num_calls = 0
         self.free_at_s = 0.0  # loop time before which it is left alone

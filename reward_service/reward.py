@@ -147,7 +147,6 @@ async def start(spec: ServiceSpec) -> RunningReward:
             lambda grpc_server: reward_pb2_grpc.add_RewardServiceServicer_to_server(servicer, grpc_server),
             [SERVICE],
             token=spec.token,
-            host=options.listen.host,
             port=options.listen.port,
         )
     except BaseException:

@@ -19,7 +19,7 @@ MAX_DEADLINE_S = 3600.0
 class ListenOptions:
     """Options besides those of RewardServiceConfig."""
 
-    host: str = option("127.0.0.1", "address to listen on")
+    host: str = option("127.0.0.1", "address that the executor and the metrics listen on")
     port: int = option(0, "TCP port; 0 picks a free one", at_least=0, at_most=65535)
     metrics_port: int = option(-1, "TCP port of Prometheus metrics; 0 a free one, -1 none", at_least=-1, at_most=65535)
     drain_s: float = option(30.0, "at the end, wait so long for running calls", unit="s", at_least=0)

@@ -32,10 +32,11 @@ A = TypeVar("A")
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a service listens and what opens it. address: host:port or unix:path."""
+    """Where a service listens and what opens it. address: host:port or unix:path; is_open: it has no identity."""
 
     address: str
     token: str = ""
+    is_open: bool = False
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -43,9 +44,9 @@ class Endpoint:
         return (("authorization", f"Bearer {self.token}"),) if self.token else ()
 
 
-def open_channel(address: str) -> grpc.aio.Channel:
-    """A channel: in the clear on loopback, by mTLS where this process has an identity."""
-    files = IdentityFiles.from_environment()
+def open_channel(address: str, *, is_open: bool = False) -> grpc.aio.Channel:
+    """A channel: in the clear on loopback, by mTLS where this process has an identity; is_open: in the clear anyway."""
+    files = None if is_open else IdentityFiles.from_environment()
     if files is None:
         return grpc.aio.insecure_channel(address, options=OPTIONS)
     # Pods are reached by address; every certificate of the authority carries this name beside its identity.
@@ -61,7 +62,7 @@ class Client(Generic[StubT]):
 
     def __init__(self, endpoint: Endpoint, stub_type: Callable[[Any], StubT]) -> None:
         self.endpoint = endpoint
-        self._channel = open_channel(endpoint.address)
+        self._channel = open_channel(endpoint.address, is_open=endpoint.is_open)
         self.stub: StubT = stub_type(self._channel)
 
     async def call(self, method: Callable[..., Any], request: Q, *, timeout_s: float, attempts: int = 1) -> Any:

@@ -43,14 +43,16 @@ async def serve(
     token: str = "",
     roles: frozenset[str] = frozenset({"controller"}),
     port: int = 0,
+    open_host: str = "",
 ) -> Server:
     """Starts a server; `register` adds the servicers, `service_names` are their full names.
 
     Without an identity: on loopback, guarded by the token; an empty one leaves it open (the executor). With one: on
-    POD_IP, and callers of these roles only. Raises EnvironmentProblem when the port is taken.
+    POD_IP, and callers of these roles only. open_host: listen there, in the clear and open to all who reach it (the
+    executor, which holds no key). Raises EnvironmentProblem when the port is taken.
     """
-    files = IdentityFiles.from_environment()
-    host = LOOPBACK if files is None else os.environ.get(ADDRESS_VARIABLE, LOOPBACK)
+    files = None if open_host else IdentityFiles.from_environment()
+    host = open_host or (LOOPBACK if files is None else os.environ.get(ADDRESS_VARIABLE, LOOPBACK))
     interceptors: tuple[grpc.aio.ServerInterceptor, ...] = (TokenGuard(token),) if token else ()
     if files is not None:
         interceptors = (IdentityGuard(files.own(), roles),)

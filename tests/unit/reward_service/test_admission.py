@@ -1,6 +1,6 @@
 """What the reward process takes on at once, and from whom."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pytest
@@ -13,11 +13,11 @@ from crescendo.reward_service.admission import MAX_RETRY_S, MIN_RETRY_S, Admissi
 
 
 class Call:
-    def __init__(self, names: Iterable[bytes] | None, token: str | bytes = "") -> None:
-        self._names, self._token = names, token
+    def __init__(self, uri: bytes = b"", token: str | bytes = "") -> None:
+        self._uri, self._token = uri, token
 
-    def peer_identities(self) -> Iterable[bytes] | None:
-        return self._names
+    def auth_context(self) -> Mapping[str, Iterable[bytes]]:
+        return {"x509_subject_alternative_name": [b"crescendo.internal", self._uri]} if self._uri else {}
 
     def invocation_metadata(self) -> Any:
         return (("user-agent", "test"), ("authorization", self._token))
@@ -28,11 +28,12 @@ def items(count: int, num_bytes: int = 1) -> list[reward_pb2.ScoreItem]:
 
 
 def test_a_certificate_goes_before_the_token() -> None:
-    assert identity_of(Call([b"job-7.controller", b"other"], "Bearer t")) == "job-7.controller"
-    first, second = identity_of(Call(None, "Bearer a")), identity_of(Call([], b"Bearer b"))
+    uri = b"crescendo://team/0f3a/controller"
+    assert identity_of(Call(uri, "Bearer t")) == uri.decode()
+    first, second = identity_of(Call(token="Bearer a")), identity_of(Call(b"spiffe://x", b"Bearer b"))
     assert first != second
     assert "Bearer" not in first
-    assert identity_of(Call(None, b"Bearer a")) == first
+    assert identity_of(Call(token=b"Bearer a")) == first
 
 
 def test_one_caller_cannot_take_it_all() -> None:
