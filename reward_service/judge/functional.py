@@ -89,11 +89,11 @@ def read_answers(outcome: Outcome, num_calls: int) -> Answers:
     data, at = outcome.stdout, 0
     while at + HEAD.size <= len(data):
         number, status, length = HEAD.unpack_from(data, at)
-        at += HEAD.size
-        payload = data[at : at + length]
-        if len(payload) < length:
+        end = at + HEAD.size + length
+        if end > len(data):
             break
-        at += length
+        payload = data[at + HEAD.size : end]
+        at = end
         answer = Answer(status, payload)
         if number == BEFORE_CASES and not answers and at == len(data):
             return Answers((), answer.cause, status == LATE)

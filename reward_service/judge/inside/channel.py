@@ -25,9 +25,12 @@ Send = Callable[[int, bytes, bytes], None]
 def open_channel() -> Send:
     """Moves standard output away, points 1 at the null device, and returns what sends a frame."""
     descriptor = os.dup(1)
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    os.close(null)
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.close(null)
+    except OSError:  # a jail without a null device: what the candidate prints counts as its standard error
+        os.dup2(2, 1)
     write = os.write
 
     def send(number: int, status: bytes, payload: bytes) -> None:

@@ -4,6 +4,7 @@ Standard input is one value (see wire): source, entry, calls, case_s, value_byte
 does to this process (leave it, patch it, write into the channel) changes which answers arrive and nothing else.
 """
 
+import builtins
 import os
 import signal
 import sys
@@ -75,9 +76,11 @@ def main() -> None:
 
 def load(task: dict[str, Any], clock: Clock, send: Send) -> Callable[..., object] | None:
     """The candidate's function; None when there is none, which a frame has then told."""
-    namespace: dict[str, object] = {"__name__": "solution", "__builtins__": __builtins__}
-    exec(PRELUDE, namespace)  # noqa: S102 - our own text
-    namespace |= {"ListNode": ListNode, "TreeNode": TreeNode, "list_node": list_node, "tree_node": tree_node}
+    given: dict[str, object] = dict(vars(builtins))
+    exec(PRELUDE, given)  # noqa: S102 - our own text
+    given |= {"ListNode": ListNode, "TreeNode": TreeNode, "list_node": list_node, "tree_node": tree_node}
+    # As built-ins, so that a candidate which defines no `add` is not taken to have operator's.
+    namespace: dict[str, object] = {"__name__": "solution", "__builtins__": given}
     try:
         clock.start()
         try:
