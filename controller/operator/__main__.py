@@ -41,13 +41,17 @@ def watched(queue: WorkQueue) -> kopf.OperatorRegistry:
         settings.watching.server_timeout = 300
         settings.watching.client_timeout = 330
 
+    @kopf.on.login(registry=registry)
+    def login(**details: Any) -> kopf.ConnectionInfo | None:
+        return kopf.login_with_service_account(**details) or kopf.login_with_kubeconfig(**details)
+
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
-    def job_changed(namespace: str | None, name: str | None, **_: Any) -> None:
+    async def job_changed(namespace: str | None, name: str | None, **_: Any) -> None:
         queue.add(str(namespace), str(name))
 
     @kopf.on.event("ray.io", "v1", "rayjobs", labels={JOB_LABEL: kopf.PRESENT}, registry=registry)
     @kopf.on.event("ray.io", "v1", "rayclusters", labels={JOB_LABEL: kopf.PRESENT}, registry=registry)
-    def child_changed(namespace: str | None, labels: kopf.Labels, **_: Any) -> None:
+    async def child_changed(namespace: str | None, labels: kopf.Labels, **_: Any) -> None:
         queue.add(str(namespace), labels[JOB_LABEL])
 
     return registry
@@ -99,6 +103,8 @@ async def operate(options: Options) -> None:
 def main() -> int:
     """Starts the operator; exits 2 for bad options."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    for noisy in ("httpx2", "kopf.objects"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         options = Options.from_environment()
         asyncio.run(operate(options))

@@ -48,11 +48,13 @@ class Note:
 class Plan:
     """What to write, in this order; `status` None leaves the status alone.
 
-    create: number of the attempt whose children are to exist; scale: worker pods that the stage wants, or None;
-    delete: names of RayJobs; delete_job: the RLJob itself, its ttl being over.
+    create: number of the attempt whose children are to exist; renew: look after the certificates of one that does;
+    scale: devices that the stage wants, or None; delete: names of RayJobs; delete_job: the RLJob itself, its ttl being
+    over.
     """
 
     create: int = 0
+    renew: bool = False
     scale: int | None = None
     calls: tuple[Call, ...] = ()
     status: Manifest | None = None
@@ -72,7 +74,8 @@ def plan(observed: Observed) -> Plan:
     draft = Draft(job, observed.now)
     decided = _decide(observed, draft)
     status = draft.finish()
-    return replace(decided, status=status if status != dict(job.status) else None)
+    alive = observed.newest is not None and not decided.create
+    return replace(decided, renew=alive, status=status if status != dict(job.status) else None)
 
 
 def _decide(observed: Observed, draft: Draft) -> Plan:

@@ -38,6 +38,7 @@ from crescendo.controller.operator.resource import JOB_LABEL, KIND, Attempt, Job
 log = logging.getLogger(__name__)
 
 CONFLICT: Final = 409
+KEPT_CHECKS: Final = 5000
 
 
 class Reconciler:
@@ -56,6 +57,7 @@ class Reconciler:
         self._options = options
         self._authority = authority
         self._clock = clock
+        self._checked: dict[tuple[str, int], tuple[str, ...]] = {}
 
     async def reconcile(self, namespace: str, name: str) -> float:
         """One round; returns seconds until the next one is due. Raises ApiFailure."""
@@ -95,7 +97,7 @@ class Reconciler:
             storage_id="",
             buffer_storage_id="",
             now=self._clock(),
-            problems=() if job.finished else spec_problems(job, self._options),
+            problems=() if job.finished else self._problems(job),
         )
         newest = observed.newest
         if job.finished:
@@ -105,6 +107,15 @@ class Reconciler:
         if newest is None:
             return observed
         return replace(observed, pods=await self._pods(newest, job), report=await self._report(newest, job))
+
+    def _problems(self, job: Job) -> tuple[str, ...]:
+        """Checked once a generation: it takes a quarter of a second."""
+        key = (job.uid, job.generation)
+        if key not in self._checked:
+            if len(self._checked) >= KEPT_CHECKS:
+                self._checked.clear()
+            self._checked[key] = spec_problems(job, self._options)
+        return self._checked[key]
 
     async def _storage_ids(self, job: Job) -> tuple[str, str]:
         found = []
@@ -137,7 +148,7 @@ class Reconciler:
         if decided.create:
             await self._write_fixtures(job)
             await self._api.apply(ray_job(job, decided.create, self._options))
-        elif not job.finished:
+        elif decided.renew:
             await self._renew(job)
         status = decided.status
         for call in decided.calls:
@@ -147,6 +158,7 @@ class Reconciler:
         if status is not None:
             await self._api.put_status(job.name, job.namespace, version, status)
         for note in decided.events:
+            log.info("%s/%s: %s: %s", job.namespace, job.name, note.reason, note.message)
             await self._api.create(event_of(job, note, self._clock()))
         if decided.scale is not None:
             await self._scale(job, decided.scale)
