@@ -10,8 +10,8 @@ class Fencing(Part):
 
     _lease_clock: LeaseClock
 
-    async def acquire_epoch(self) -> common_pb2.Fence:
-        epoch, clock_ms = await self._client.run("acquire_epoch", None, durable=True)
+    async def acquire_epoch(self, held: common_pb2.Fence | None = None) -> common_pb2.Fence:
+        epoch, clock_ms = await self._client.run("acquire_epoch", held, self._nonce(), durable=True)
         self._lease_clock.set(clock_ms)
         return common_pb2.Fence(epoch=epoch, counter=0)
 

@@ -9,7 +9,8 @@ Schema version 1. G is a group id, T a trajectory id, W a worker id, B a branch,
 | key               | type   | what                                                                              |
 |-------------------|--------|-----------------------------------------------------------------------------------|
 | schema            | string | version of this schema, checked by connect                                        |
-| fence             | hash   | epoch, counter: the newest fence seen; repeats: repeated durable calls            |
+| fence             | hash   | epoch, counter: the newest fence seen; taker: the call that made the epoch;       |
+|                   |        | repeats: repeated durable calls                                                   |
 | replies           | hash   | caller -> (nonce, answer) of its last call, for a repeat after a lost answer      |
 | lease_clock       | string | milliseconds on the controller's monotonic clock (docs/decisions/0004)            |
 | sequence          | string | number of trajectories ever opened: age order                                     |

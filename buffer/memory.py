@@ -38,7 +38,9 @@ class MemoryBuffer:
         self._redo = MemoryRedo(self._ledger)
         self._news = asyncio.Condition()
 
-    async def acquire_epoch(self) -> common_pb2.Fence:
+    async def acquire_epoch(self, held: common_pb2.Fence | None = None) -> common_pb2.Fence:
+        if held is not None:
+            self._check(held)
         self._fence = (self._fence[0] + 1, 0)
         self._lease_clock.set(int(1000 * self._clock_s))
         for entry in self._ledger.in_state(TrajectoryState.LEASED):

@@ -5,6 +5,7 @@
     ├── DataError              bad data set, prompt or row                    exit 2
     ├── RunFolderError         run folder of another version, or in use       exit 2
     ├── EnvironmentProblem     machine lacks something: port, memory, disk    exit 3
+    │   └── DiskFullError      no room for a file of the run: retry when there is
     ├── StaleFenceError        a newer controller took over                   fatal for the caller
     ├── WeightMismatchError    an engine does not serve what it should
     ├── CheckpointError        a manifest or file is missing or damaged
@@ -20,6 +21,9 @@
 
 `retryable` is in the type. Errors cross gRPC by name (rpc/status.py), so each is made of plain text.
 """
+
+TEMPORARY = 75
+"""Exit code of a run that ended for a reason that may pass by itself (EX_TEMPFAIL): resume it."""
 
 
 class CrescendoError(Exception):
@@ -67,6 +71,12 @@ class EnvironmentProblem(CrescendoError):
     """The machine lacks something that the run needs."""
 
     exit_code = 3
+
+
+class DiskFullError(EnvironmentProblem):
+    """A file of the run could not be written for want of room."""
+
+    retryable = True
 
 
 class StaleFenceError(CrescendoError):

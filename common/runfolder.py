@@ -161,15 +161,22 @@ class RunFolder:
         return folder
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file so that readers see the old text or the new one, also after a crash."""
+def write_atomically(path: Path, text: str, *, exclusive: bool = False) -> None:
+    """Writes a file so that readers see the old text or the new one, also after a crash.
+
+    exclusive: raises FileExistsError when there is such a file already, whoever made it and when.
+    """
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     with open(scratch, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
     failpoints.reach(f"rename {path.name}")
-    os.replace(scratch, path)
+    if exclusive:
+        os.link(scratch, path)
+        scratch.unlink()
+    else:
+        os.replace(scratch, path)
     directory = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(directory)

@@ -17,7 +17,8 @@ class ServiceSpec:
     """Everything a service needs to start. Travels as JSON.
 
     address: of another service it depends on (the executor's, for `reward`); rendezvous: host:port of the
-    trainer gang's rank 0; threads: compute threads, 0 for the machine's.
+    trainer gang's rank 0; threads: compute threads, 0 for the machine's; incarnation: how many processes of
+    this name the controller started before this one.
     """
 
     role: str
@@ -34,6 +35,12 @@ class ServiceSpec:
     device: str = "cpu"
     model_path: str = ""
     options: dict[str, str] = field(default_factory=dict)
+    incarnation: int = 0
+
+    @property
+    def holder(self) -> str:
+        """The name that leases are held under: a process that was replaced cannot pass for its successor."""
+        return f"{self.worker_id}.{self.incarnation}"
 
     def to_json(self) -> str:
         """The spec as one JSON object."""

@@ -5,7 +5,6 @@ the next safe point with a commit; a second one ends at once (processes die with
 """
 
 import asyncio
-import fcntl
 import json
 import logging
 import os
@@ -14,7 +13,7 @@ import time
 from pathlib import Path
 
 from crescendo.common.config import Config, load_resolved
-from crescendo.common.errors import CrescendoError, InternalError, RunFolderError
+from crescendo.common.errors import TEMPORARY, CrescendoError, InternalError
 from crescendo.common.rpc import Server, serve
 from crescendo.common.runfolder import RunFolder, write_atomically
 from crescendo.common.telemetry import setup_logging
@@ -22,26 +21,13 @@ from crescendo.controller.launch import Fleet
 from crescendo.controller.loop.board import Board
 from crescendo.controller.loop.control import Control
 from crescendo.controller.loop.session import Session
+from crescendo.controller.ownership import FolderLock
 from crescendo.controller.report import write_report
 from crescendo.controller.service import SERVICE_NAME, ControllerServicer
 
 log = logging.getLogger(__name__)
 
 LINGER_S = 1.5  # watchers see the last status before the server ends
-
-
-def lock_folder(folder: RunFolder) -> int:
-    """Takes the folder for this process; raises RunFolderError when another controller has it."""
-    descriptor = os.open(folder.lock, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise RunFolderError(
-            f"{folder.root} is in use by another controller.",
-            fix=f"Watch it with `crescendo watch {folder.root}`, or stop it first.",
-        ) from None
-    return descriptor
 
 
 def uses_gpu(config: Config) -> bool:
@@ -51,50 +37,69 @@ def uses_gpu(config: Config) -> bool:
     return Path("/dev/nvidia0").exists()
 
 
-async def run_controller(root: Path) -> int:
-    """Runs a folder to its end or a stop; returns the process's exit code."""
+async def run_controller(root: Path, *, take_over: bool = False) -> int:
+    """Runs a folder to its end or a stop; returns the process's exit code.
+
+    take_over: also when another controller has it, which is fenced out.
+    """
     folder = RunFolder.open_existing(root)
     config = load_resolved(folder.config)
     setup_logging(folder.logs, folder.run_id(), "controller", capture_output=True)
-    lock = lock_folder(folder)
-    board, control = Board(folder, config.run.name), Control()
+    lock = FolderLock.take(folder, take_over=take_over)
+    board, control = Board(folder, config.run.name, may_write=lambda: lock.held), Control()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lambda: control.stop(commit=True))
+    touching = asyncio.create_task(lock.touch(), name="lock")
     servicer = ControllerServicer(board, control)
     server = await serve(servicer.register, [SERVICE_NAME], token=folder.read_token())
     announce(folder, server)
+    fleet = Fleet(config, folder, uses_gpu=uses_gpu(config), evict=take_over)
     try:
-        return await _run_session(config, folder, board, control)
+        return await _run_session(Session(config, folder, board, control, fleet, lock))
     finally:
         await asyncio.sleep(LINGER_S)
         await server.stop(1.0)
-        folder.controller.unlink(missing_ok=True)
+        touching.cancel()
+        if lock.held:
+            folder.controller.unlink(missing_ok=True)
         board.close()
-        os.close(lock)
+        lock.release()
 
 
-async def _run_session(config: Config, folder: RunFolder, board: Board, control: Control) -> int:
-    session = Session(config, folder, board, control, Fleet(config, folder, uses_gpu=uses_gpu(config)))
+async def _run_session(session: Session) -> int:
+    config, folder, board, control = session.config, session.folder, session.board, session.control
     try:
         await session.execute()
+        if not control.stop_requested:
+            await asyncio.to_thread(write_report, config, folder, session.state, list(board.rows))
     except Exception as error:
         failure = error if isinstance(error, CrescendoError) else InternalError(f"{type(error).__name__}: {error}")
         log.exception("the run failed")
-        board.status.phase, board.status.failure = "failed", str(failure)
-        board.event("run.failed", str(failure), severity="error")
-        write_atomically(
-            folder.root / "failure.json", json.dumps({"error": str(failure), "exit_code": failure.exit_code})
-        )
-        return failure.exit_code
+        return _fail(session, failure)
     if control.stop_requested:
         board.status.phase = "stopped"
         board.event("run.stopped", f"stopped after iteration {session.state.iteration}; it can be resumed")
         return 0
-    await asyncio.to_thread(write_report, config, folder, session.state, list(board.rows))
     board.status.phase = "done"
     board.event("run.done", f"final accuracy {session.state.accuracy_final:.3f}")
     return 0
+
+
+def _fail(session: Session, failure: CrescendoError) -> int:
+    """Leaves the reason in the run folder, unless it is somebody else's now; returns the exit code."""
+    board, code = session.board, exit_code(failure)
+    board.status.phase, board.status.failure = "failed", str(failure)
+    board.event("run.failed", str(failure), severity="error", exit_code=code)
+    if session.lock.held:
+        text = json.dumps({"error": str(failure), "exit_code": code})
+        write_atomically(session.folder.root / "failure.json", text)
+    return code
+
+
+def exit_code(failure: CrescendoError) -> int:
+    """What the controller ends with: TEMPORARY where resuming may be all that it takes."""
+    return TEMPORARY if failure.retryable else failure.exit_code
 
 
 def announce(folder: RunFolder, server: Server) -> None:

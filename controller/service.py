@@ -117,5 +117,5 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
 
     def _snapshot(self) -> pb.RunStatus:
         status = self._board.snapshot()
-        status.paused = self._control.paused
+        status.paused = status.paused or self._control.paused
         return status

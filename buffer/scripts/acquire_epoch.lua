@@ -1,15 +1,26 @@
 #!lua flags=allow-oom
 -- A controller takes over the run: issues the next epoch with counter 0. What the former controller's
 -- workers held can't be written any more, so leases end (no attempt is counted) and trajectories handed out
--- for scoring are handed out again. The one script that checks no fence, since it issues them.
+-- for scoring are handed out again. A new controller has no fence yet and brings epoch 0; one that renews its own
+-- epoch brings its fence, so that a controller that was replaced cannot take the run back.
 --
--- Arguments  none (ARGV[1], ARGV[2] are ignored)
--- Reads      leases, scoring, lease_clock
+-- Arguments  ARGV[3] nonce: the same call again, after a lost answer, gets the same epoch
+-- Reads      fence, leases, scoring, lease_clock
 -- Writes     fence, replies, leases, held:*, trajectories, parked, finished, scoring, counts, open, wake:*
 -- Returns    {epoch, lease clock in ms}
 
+if call('HGET', 'fence', 'taker') == ARGV[3] then
+  touch()
+  return {tonumber(call('HGET', 'fence', 'epoch')), tonumber(call('GET', 'lease_clock') or 0)}
+end
+if tonumber(ARGV[1]) > 0 then
+  local stale = check_fence()
+  if stale then
+    return stale
+  end
+end
 local epoch = call('HINCRBY', 'fence', 'epoch', 1)
-call('HSET', 'fence', 'counter', 0)
+call('HSET', 'fence', 'counter', 0, 'taker', ARGV[3])
 call('DEL', 'replies')
 local leased = call('ZRANGE', 'leases', 0, -1)
 fetch(leased)

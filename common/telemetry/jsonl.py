@@ -1,5 +1,6 @@
 """Append-only JSON lines: metrics, events, samples, quarantine."""
 
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -8,11 +9,15 @@ from typing import Any
 
 
 class JsonlWriter:
-    """Appends one JSON object a line; each write is one system call, so a crash leaves at most a torn last line."""
+    """Appends one JSON object a line; each write is one system call, so a crash leaves at most a torn last line.
+
+    What a full disk does not take is kept and written with the next row that it takes.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._pending = b""
         self._end_torn_line(path)
 
     def _end_torn_line(self, path: Path) -> None:
@@ -23,7 +28,13 @@ class JsonlWriter:
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Appends a row."""
-        os.write(self._descriptor, (json.dumps(row, ensure_ascii=False) + "\n").encode())
+        self._pending += (json.dumps(row, ensure_ascii=False) + "\n").encode()
+        try:
+            while self._pending:
+                self._pending = self._pending[os.write(self._descriptor, self._pending) :]
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
 
     def close(self) -> None:
         """Ends the file."""

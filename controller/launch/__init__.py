@@ -1,5 +1,7 @@
 """Starts, watches and ends the run's processes. The only place that imports ray."""
 
-from crescendo.controller.launch.fleet import Fleet, Worker
+from crescendo.controller.launch.fleet import Fleet
+from crescendo.controller.launch.supervisor import Supervisor
+from crescendo.controller.launch.worker import Worker
 
-__all__ = ["Fleet", "Worker"]
+__all__ = ["Fleet", "Supervisor", "Worker"]

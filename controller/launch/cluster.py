@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 
 OBJECT_STORE_BYTES = 80 << 20  # nothing large travels through Ray
 INIT_ATTEMPTS = 3  # Ray gives its own processes 30 s, too little on an overloaded machine
+OWN_PROCESSES = ("raylet", "gcs_server")
 TRAINER_SHARE = 0.4  # of a shared GPU, for Ray's book-keeping only
 ENGINE_SHARE = 0.4
 
@@ -40,10 +42,34 @@ class Cluster:
         self._placement = placement
         self._uses_gpu = uses_gpu
         self._group: PlacementGroup | None = None
+        self._own: list[psutil.Process] = []  # raylet and gcs_server, when they were started here
+
+    @property
+    def is_local(self) -> bool:
+        """Whether Ray was started here, so that its process ids mean something on this machine."""
+        return bool(self._own)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether `connect` was called, and `shutdown` not since."""
+        return bool(ray.is_initialized())
+
+    def why_lost(self) -> str:
+        """What is wrong with Ray's own processes, as far as they run here; empty when they are well."""
+        for process in self._own:
+            try:
+                state = process.status()
+            except psutil.NoSuchProcess:
+                state = psutil.STATUS_DEAD
+            if state in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD, psutil.STATUS_STOPPED):
+                return f"Ray's process {process.pid} is {state}"
+        return ""
 
     async def connect(self, scratch: Path, deadline_s: float) -> None:
         """Connects or starts Ray and reserves the devices; raises EnvironmentProblem or DeadlineError."""
         await asyncio.wait_for(asyncio.to_thread(self._init, scratch), deadline_s)
+        if "RAY_ADDRESS" not in os.environ:
+            self._own = [one for one in psutil.Process().children(recursive=True) if _name(one) in OWN_PROCESSES]
         if self._uses_gpu:
             bundles = [{"GPU": 1, "CPU": 1}] * self._placement.num_devices
             self._group = placement_group(bundles, strategy="PACK")
@@ -117,6 +143,14 @@ class Cluster:
         except (ValueError, ray.exceptions.RayError) as error:
             log.warning("an actor could not be killed: %s", error)
 
+    async def answers(self, handle: ActorHandle, timeout_s: float) -> bool:
+        """Whether an actor's event loop runs; for a rank that serves no gRPC."""
+        try:
+            await asyncio.wait_for(_result(handle.actor.process_id.remote()), timeout_s)
+        except (CrescendoError, TimeoutError):
+            return False
+        return True
+
     async def stop(self, handle: ActorHandle, grace_s: float) -> None:
         """Drains the actor's service, then ends its process."""
         try:
@@ -126,8 +160,20 @@ class Cluster:
         self.kill(handle.actor)
 
     async def shutdown(self) -> None:
-        """Ends what was started here, the local Ray cluster included."""
+        """Ends what was started here, the local Ray cluster included; a stopped process of it is killed."""
+        for process in self._own:
+            if _name(process) and process.status() == psutil.STATUS_STOPPED:
+                process.kill()
         await asyncio.to_thread(ray.shutdown)
+        self._own, self._group = [], None
+
+
+def _name(process: psutil.Process) -> str:
+    """Its name; empty when it has ended."""
+    try:
+        return str(process.name())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 async def _result(reference: Any) -> Any:

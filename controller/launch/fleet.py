@@ -1,116 +1,63 @@
-"""The run's processes: which there are, how they start together, how a dead one is replaced.
+"""The run's processes: which there are, how they start together, how a lost one is replaced.
 
     buffer (embedded Valkey)  ->  everything else needs its address
     executor -> reward        }
     Ray -> trainer gang       }  in parallel
     Ray -> engines            }
 
-A worker's life: starting -> ready -> lost -> (replaced: starting) | stopped. `heal` replaces what is lost;
-what that means for weights and batches is the caller's business (controller/loop/recovery.py).
+`Supervisor` says which are lost. Every `ensure_...` here ends what is left of the former process first, so that two
+of one name never live together. What a replacement means for weights and batches is the caller's business
+(controller/loop/recovery.py).
 """
 
 import asyncio
+import contextlib
+import json
 import logging
 import socket
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from crescendo.buffer import EmbeddedServer
 from crescendo.common.config.schema import Config
-from crescendo.common.errors import CrescendoError, WorkerLostError
+from crescendo.common.errors import CrescendoError
 from crescendo.common.rpc import Client, Endpoint
 from crescendo.common.runfolder import RunFolder
 from crescendo.common.service import ServiceSpec
+from crescendo.common.weights import stale_shm_files
 from crescendo.controller.launch.cluster import ActorHandle, Cluster
-from crescendo.controller.launch.local import LocalProcess, start_local
-from crescendo.proto.v1 import (
-    common_pb2,
-    reward_pb2,
-    reward_pb2_grpc,
-    rollout_pb2,
-    rollout_pb2_grpc,
-    trainer_pb2,
-    trainer_pb2_grpc,
-)
+from crescendo.controller.launch.local import start_local
+from crescendo.controller.launch.worker import STUBS, Worker
 
 log = logging.getLogger(__name__)
 
 REWARD_MODULE = "crescendo.reward_service"
 STOP_GRACE_S = 5.0
-
-_STUBS: dict[str, tuple[Callable[[Any], Any], Any]] = {
-    "trainer": (trainer_pb2_grpc.TrainerServiceStub, trainer_pb2.GetTrainerStatusRequest),
-    "rollout": (rollout_pb2_grpc.RolloutServiceStub, rollout_pb2.GetRolloutStatusRequest),
-    "reward": (reward_pb2_grpc.RewardServiceStub, reward_pb2.GetRewardStatusRequest),
-    "executor": (reward_pb2_grpc.ExecutorServiceStub, reward_pb2.GetExecutorStatusRequest),
-}
-
-
-@dataclass
-class Worker:
-    """One service process and the client that talks to it (none for a rank that does not speak)."""
-
-    spec: ServiceSpec
-    bundle: int = 0
-    state: str = "starting"
-    process: ActorHandle | LocalProcess | None = None
-    client: Client[Any] | None = None
-    status: common_pb2.WorkerStatus = field(default_factory=common_pb2.WorkerStatus)
-
-    @property
-    def worker_id(self) -> str:
-        """Name, stable over replacements: trainer-0, rollout-0, reward-0, executor-0."""
-        return self.spec.worker_id
-
-    @property
-    def role(self) -> str:
-        """trainer | rollout | reward | executor."""
-        return self.spec.role
-
-    async def call(self, method: str, request: Any, *, timeout_s: float, attempts: int = 1) -> Any:
-        """Calls a method of the service by name; raises a CrescendoError that names the worker."""
-        if self.client is None or self.state != "ready":
-            raise WorkerLostError(f"{self.worker_id} is {self.state}.")
-        try:
-            stub_method = getattr(self.client.stub, method)
-            return await self.client.call(stub_method, request, timeout_s=timeout_s, attempts=attempts)
-        except CrescendoError as error:
-            error.message = f"{self.worker_id}.{method}: {error.message}"
-            raise
-
-    async def stream(self, method: str, request: Any, *, timeout_s: float) -> AsyncIterator[Any]:
-        """Calls a streaming method by name and yields its answers; errors as with `call`."""
-        if self.client is None or self.state != "ready":
-            raise WorkerLostError(f"{self.worker_id} is {self.state}.")
-        try:
-            async for answer in self.client.stream(getattr(self.client.stub, method), request, timeout_s=timeout_s):
-                yield answer
-        except CrescendoError as error:
-            error.message = f"{self.worker_id}.{method}: {error.message}"
-            raise
-
-    async def refresh(self, timeout_s: float) -> common_pb2.WorkerStatus:
-        """Asks the service for its status and keeps it."""
-        answer = await self.call("GetStatus", _STUBS[self.role][1](), timeout_s=timeout_s)
-        self.status = answer.worker
-        return self.status
+BUFFER_STOP_GRACE_S = 1.0  # of a server that is lost anyway
+END_S = 10.0  # for a killed process to be gone
+KILL_POLL_S = 0.02
 
 
 class Fleet:
     """All processes of a run but the controller itself."""
 
-    def __init__(self, config: Config, folder: RunFolder, *, uses_gpu: bool) -> None:
+    def __init__(self, config: Config, folder: RunFolder, *, uses_gpu: bool, evict: bool = False) -> None:
+        """evict: a server that another controller left in the buffer's folder is ended first."""
+        self._evict = evict
         self.config = config
         self.folder = folder
         self.uses_gpu = uses_gpu
         self.server: EmbeddedServer | None = None
         self.buffer_url = config.buffer.url
         self.workers: dict[str, Worker] = {}
-        self._cluster = Cluster(config.placement, uses_gpu)
+        self.cluster = Cluster(config.placement, uses_gpu)
+        self._incarnations: Counter[str] = Counter()
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._scratch = tempfile.TemporaryDirectory(prefix="crescendo-", ignore_cleanup_errors=True)
         self._base: dict[str, Any] = {
             "run_folder": str(folder.root.resolve()),
@@ -124,20 +71,57 @@ class Fleet:
         """Starts the embedded server, or takes the external one; returns the URL."""
         if self.config.buffer.name == "embedded":
             self.server = EmbeddedServer.from_config(self.folder.buffer, self.config.buffer)
+            if self._evict:
+                await asyncio.to_thread(self.server.evict)
             self.buffer_url = await asyncio.to_thread(self.server.start)
         return self.buffer_url
 
-    async def start_services(self, on_ready: Callable[[str, float], None]) -> None:
-        """Starts the reward service and connects Ray; compute services follow with `start_compute`."""
-        deadline_s = self.config.deadlines.start_s
-        begun = time.monotonic()
-        scoring = asyncio.create_task(self._start_reward())
-        try:
-            await self._cluster.connect(Path(self._scratch.name), deadline_s)
-            on_ready("ray", time.monotonic() - begun)
-        finally:
-            await scoring
-        on_ready("reward", time.monotonic() - begun)
+    async def replace_buffer(self) -> None:
+        """Starts the embedded server again on its append-only file; the address stays the same."""
+        if self.server is not None:
+            await asyncio.to_thread(self.server.stop, BUFFER_STOP_GRACE_S)
+            self.buffer_url = await asyncio.to_thread(self.server.start)
+
+    async def ensure_ray(self) -> None:
+        """Connects Ray, or connects it again when it was lost: trainer and engines, which lived in it, are lost too."""
+        async with self._locks["ray"]:
+            if self.cluster.is_connected and not self.cluster.why_lost():
+                return
+            for worker in (*self.gang, *self.engines):
+                worker.lose("Ray was lost")
+            await self._end_all("trainer", "rollout")
+            await self.cluster.shutdown()
+            await self.cluster.connect(Path(self._scratch.name), self.config.deadlines.start_s)
+
+    async def ensure_reward(self) -> None:
+        """Starts reward service and executor unless both are ready; the one holds the other's address."""
+        async with self._locks["reward"]:
+            if not _all_ready(self._of("reward", "executor")):
+                await self._end_all("reward", "executor")
+                await self._start_reward()
+
+    async def ensure_trainer(self) -> Worker:
+        """Starts the whole gang unless all its ranks are ready; returns rank 0, which speaks for it."""
+        async with self._locks["trainer"]:
+            if not _all_ready(self.gang):
+                for rank in self.gang:
+                    rank.lose("the gang is replaced")
+                await self._end_all("trainer")
+                for left in stale_shm_files(self.folder.run_id()):
+                    left.unlink(missing_ok=True)
+                await self._start_trainer()
+            return self.trainer
+
+    async def ensure_engine(self, index: int) -> Worker:
+        """Starts an engine unless it is ready; a new one holds dummy weights until its first update."""
+        name = f"rollout-{index}"
+        async with self._locks[name]:
+            found = self.workers.get(name)
+            if found is not None and found.is_ready:
+                return found
+            if found is not None:
+                await self._end(found)
+            return await self._start_engine(index)
 
     async def _start_reward(self) -> None:
         rewards = self.config.rewards
@@ -147,10 +131,11 @@ class Fleet:
         executor = await self._launch(self._spec("executor", 0, token="", options=options))
         assert executor.client is not None
         address = executor.client.endpoint.address
-        await self._launch(self._spec("reward", 0, address=address, options=options))
+        # For the reward process alone: the executor has no business with addresses and keys.
+        models = json.dumps({name: vars(model) for name, model in rewards.models.items()})
+        await self._launch(self._spec("reward", 0, address=address, options={**options, "reward_models": models}))
 
-    async def start_trainer(self) -> Worker:
-        """Starts the gang and returns rank 0, which speaks for it."""
+    async def _start_trainer(self) -> None:
         trainer = self.config.trainer
         size = trainer.tensor_parallel * trainer.data_parallel
         rendezvous = f"127.0.0.1:{_free_port()}"
@@ -160,11 +145,9 @@ class Fleet:
                        threads=trainer.threads, model_path=str(self.folder.model.resolve()))
             for rank in range(size)
         ]  # fmt: skip
-        gang = await asyncio.gather(*(self._launch(spec, bundle=spec.rank) for spec in specs))
-        return gang[0]
+        await asyncio.gather(*(self._launch(spec, bundle=spec.rank) for spec in specs))
 
-    async def start_engine(self, index: int) -> Worker:
-        """Starts one engine; it holds dummy weights until the first update."""
+    async def _start_engine(self, index: int) -> Worker:
         rollout = self.config.rollout
         spec = self._spec(
             "rollout", index, threads=rollout.threads, model_path=str(self.folder.model.resolve()),
@@ -175,7 +158,12 @@ class Fleet:
     def _spec(self, role: str, index: int, **fields: Any) -> ServiceSpec:
         fields.setdefault("token", self.folder.read_token())
         buffer_url = self.buffer_url if role in ("trainer", "rollout") else ""
-        return ServiceSpec(role=role, worker_id=f"{role}-{index}", buffer_url=buffer_url, **self._base, **fields)
+        worker_id = f"{role}-{index}"
+        incarnation = self._incarnations[worker_id]
+        self._incarnations[worker_id] += 1
+        return ServiceSpec(
+            role=role, worker_id=worker_id, incarnation=incarnation, buffer_url=buffer_url, **self._base, **fields
+        )
 
     async def _launch(self, spec: ServiceSpec, bundle: int = 0) -> Worker:
         worker = Worker(spec, bundle)
@@ -185,12 +173,12 @@ class Fleet:
             if spec.role in ("reward", "executor"):
                 worker.process = await start_local(REWARD_MODULE, spec, self.folder.controller.parent, deadline_s)
             else:
-                worker.process = await self._cluster.start(spec, bundle=bundle, deadline_s=deadline_s)
+                worker.process = await self.cluster.start(spec, bundle=bundle, deadline_s=deadline_s)
         except CrescendoError as error:
             error.message = f"{spec.worker_id} did not start: {error.message}"
             raise
         if worker.process.address:
-            stub = _STUBS[spec.role][0]
+            stub = STUBS[spec.role][0]
             worker.client = Client(Endpoint(worker.process.address, spec.token), stub)
         worker.state = "ready"
         log.info("%s is ready at %s (pid %d)", worker.worker_id, worker.process.address, worker.process.pid)
@@ -198,29 +186,52 @@ class Fleet:
 
     async def stop(self) -> None:
         """Ends every process: compute first, then the reward service, Ray and the buffer."""
-        for role in ("rollout", "trainer", "reward", "executor"):
-            found = [worker for worker in self.workers.values() if worker.role == role]
-            await asyncio.gather(*(self._end(worker) for worker in found))
-        await self._cluster.shutdown()
+        await self._end_all("rollout", "trainer", "reward", "executor")
+        await self.cluster.shutdown()
         if self.server is not None:
             await asyncio.to_thread(self.server.stop)
         self._scratch.cleanup()
 
     async def _end(self, worker: Worker) -> None:
+        """Ends a worker: politely, or at once when it is lost; returns when its process is gone, where it can tell."""
+        lost = worker.state == "lost"
         if worker.client is not None:
             await worker.client.close()
             worker.client = None
-        if isinstance(worker.process, ActorHandle):
-            if worker.state == "lost":
-                self._cluster.kill(worker.process.actor)
-            else:
-                await self._cluster.stop(worker.process, STOP_GRACE_S)
+        if lost:
+            await asyncio.to_thread(self.kill, worker)
+        elif isinstance(worker.process, ActorHandle):
+            await self.cluster.stop(worker.process, STOP_GRACE_S)
         elif worker.process is not None:
             await worker.process.stop(STOP_GRACE_S)
         worker.process = None
         worker.state = "stopped"
 
-    # Watching and healing -----------------------------------------------------------------------------
+    def kill(self, worker: Worker) -> None:
+        """Ends a worker's process at once, a stopped one too, and waits for its end if it is on this machine."""
+        process = worker.process
+        if process is None:
+            return
+        if isinstance(process, ActorHandle):
+            self.cluster.kill(process.actor)
+        if not self.is_local(worker):
+            return
+        try:
+            here = psutil.Process(process.pid)
+            doomed = [here, *here.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return
+        for one in doomed:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        deadline = time.monotonic() + END_S
+        while not all(map(_has_ended, doomed)):
+            if time.monotonic() > deadline:
+                log.error("%s (pid %d) does not end though it was killed", worker.worker_id, process.pid)
+                return
+            time.sleep(KILL_POLL_S)
+
+    # Who is there ------------------------------------------------------------------------------------
 
     @property
     def trainer(self) -> Worker:
@@ -228,53 +239,57 @@ class Fleet:
         return self.workers["trainer-0"]
 
     @property
+    def gang(self) -> list[Worker]:
+        """All ranks of the trainer."""
+        return self._of("trainer")
+
+    @property
     def engines(self) -> list[Worker]:
-        """The rollout engines, by index."""
-        return [worker for worker in self.workers.values() if worker.role == "rollout"]
+        """The rollout engines, lost ones included, by index."""
+        return self._of("rollout")
 
     @property
     def reward(self) -> Worker:
         """The reward service."""
         return self.workers["reward-0"]
 
-    async def check(self, timeout_s: float) -> list[Worker]:
-        """Asks every service for its status; returns those that are lost, and marks them so."""
-        speaking = [worker for worker in self.workers.values() if worker.client is not None]
+    def _of(self, *roles: str) -> list[Worker]:
+        return [worker for worker in self.workers.values() if worker.role in roles]
 
-        async def alive(worker: Worker) -> bool:
-            try:
-                await worker.refresh(timeout_s)
-            except CrescendoError as error:
-                log.warning("%s does not answer: %s", worker.worker_id, error)
-                return False
+    def is_local(self, worker: Worker) -> bool:
+        """Whether the worker's process id means something on this machine."""
+        return not isinstance(worker.process, ActorHandle) or self.cluster.is_local
+
+    def is_gone(self, worker: Worker) -> bool:
+        """Whether the worker's process has certainly ended."""
+        if worker.process is None or not self.is_local(worker):
+            return False
+        try:
+            return _has_ended(psutil.Process(worker.process.pid))
+        except psutil.NoSuchProcess:
             return True
 
-        answers = await asyncio.gather(*(alive(worker) for worker in speaking))
-        lost = [worker for worker, answered in zip(speaking, answers, strict=True) if not answered]
-        for worker in lost:
-            worker.state = "lost"
-        return lost
+    async def answers(self, worker: Worker, timeout_s: float) -> bool:
+        """Whether a process that serves no gRPC runs, as far as it can be asked."""
+        if isinstance(worker.process, ActorHandle):
+            return await self.cluster.answers(worker.process, timeout_s)
+        return not self.is_gone(worker)
 
-    async def heal(self, lost: list[Worker]) -> None:
-        """Replaces lost workers; the loss of a rank replaces the gang, of the executor the reward service too."""
-        roles = {worker.role for worker in lost}
-        if self.server is not None and not self.server.is_alive():
-            self.buffer_url = await asyncio.to_thread(self.server.restart)
-        if roles & {"executor", "reward"}:
-            await self._replace(["reward", "executor"], self._start_reward)
-        if "trainer" in roles:
-            await self._replace(["trainer"], self.start_trainer)
-        for worker in lost:
-            if worker.role == "rollout":
-                await self._end(worker)
-                await self.start_engine(int(worker.worker_id.rsplit("-", 1)[1]))
-
-    async def _replace(self, roles: list[str], start: Callable[[], Awaitable[Any]]) -> None:
+    async def _end_all(self, *roles: str) -> None:
         for role in roles:
-            for worker in [worker for worker in self.workers.values() if worker.role == role]:
-                worker.state = "lost" if worker.role == "trainer" else worker.state
-                await self._end(worker)
-        await start()
+            await asyncio.gather(*(self._end(worker) for worker in self._of(role)))
+
+
+def _all_ready(workers: list[Worker]) -> bool:
+    return bool(workers) and all(worker.is_ready for worker in workers)
+
+
+def _has_ended(process: psutil.Process) -> bool:
+    """Whether it is gone; a zombie is, its parent only has not looked yet."""
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _free_port() -> int:

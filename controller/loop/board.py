@@ -7,7 +7,7 @@ folder's JSON-lines files as they happen, so that a finished or dead run can be 
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,7 +25,9 @@ KEPT_SAMPLES = 48
 class Board:
     """Holds the live RunStatus and writes the run folder's files."""
 
-    def __init__(self, folder: RunFolder, name: str) -> None:
+    def __init__(self, folder: RunFolder, name: str, *, may_write: Callable[[], bool] = lambda: True) -> None:
+        """may_write: whether the run folder is still this controller's; if not, its files are left alone."""
+        self._may_write = may_write
         self.status = controller_pb2.RunStatus(
             run_id=folder.run_id(), name=name, phase="start", committed_iteration=-1, eta_seconds=-1
         )
@@ -44,6 +46,33 @@ class Board:
         self._samples_file = JsonlWriter(folder.samples)
         self._attestations_file = JsonlWriter(folder.attestations)
 
+        self._held: list[str] = []
+        self._told_at = self._phase_begun = self._begun
+
+    @property
+    def held(self) -> str:
+        """Why the run stands still; empty when it does not."""
+        return self._held[0] if self._held else ""
+
+    def hold(self, reason: str) -> bool:
+        """The run stands still from now on; returns whether it went until now."""
+        self._held.append(reason)
+        return len(self._held) == 1
+
+    def release(self, reason: str) -> None:
+        """One reason to stand still is gone."""
+        self._held.remove(reason)
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the last event."""
+        return time.monotonic() - self._told_at
+
+    def phase_age(self) -> str:
+        """How long the phase has lasted, and why the run stands still if it does: for a message."""
+        held = f"; paused: {self.held}" if self._held else ""
+        return f" after {time.monotonic() - self._phase_begun:.0f} s{held}"
+
     @property
     def elapsed_s(self) -> float:
         """Seconds since this controller started."""
@@ -53,6 +82,7 @@ class Board:
     def phase(self, name: str, iteration: int = 0) -> Iterator[None]:
         """Marks a phase: it is the status while it lasts, a span of the time line afterwards."""
         begun = self.elapsed_s
+        self._phase_begun = time.monotonic()
         self.status.phase = name
         self.status.phase_progress = 0.0
         try:
@@ -80,7 +110,8 @@ class Board:
                 key: f"{value:.6g}" if isinstance(value, float) else str(value) for key, value in numbers.items()
             },
         }
-        self._events_file.write(stored)
+        self._told_at = time.monotonic()
+        self._write(self._events_file, stored)
         self.events.append(_event(stored))
         self.status.message = message
         log.log(
@@ -91,7 +122,7 @@ class Board:
         """Appends a row of numbers; NaN and infinities are left out, JSON has none."""
         finite = {key: float(value) for key, value in values.items() if abs(value) < float("inf")}
         stored = {"stage": stage, "unix_seconds": time.time(), **finite}
-        self._metrics_file.write(stored)
+        self._write(self._metrics_file, stored)
         self.rows.append(_row(len(self.rows), stored))
         self.status.metrics.clear()
         self.status.metrics.update(finite)
@@ -99,7 +130,7 @@ class Board:
     def sample(self, sample: controller_pb2.Sample) -> None:
         """Keeps a scored response for people to read."""
         self.samples.append(sample)
-        self._samples_file.write(
+        self._write(self._samples_file,
             {
                 "trajectory_id": sample.trajectory_id,
                 "iteration": sample.iteration,
@@ -120,7 +151,8 @@ class Board:
 
     def attestation(self, worker_id: str, attestation: common_pb2.Attestation, canary_difference: float) -> None:
         """Records that an engine proved a weight version; written before the engine is admitted."""
-        self._attestations_file.write(
+        self._write(
+            self._attestations_file,
             {
                 "unix_seconds": time.time(),
                 "epoch": self.status.fence.epoch,
@@ -128,14 +160,20 @@ class Board:
                 "version": attestation.version,
                 "digest": f"{attestation.digest:016x}",
                 "canary_difference": canary_difference,
-            }
+            },
         )
+
+    def _write(self, file: JsonlWriter, row: Mapping[str, Any]) -> None:
+        if self._may_write():
+            file.write(row)
 
     def snapshot(self) -> controller_pb2.RunStatus:
         """A copy of the status with the time line and the clock."""
         copy = controller_pb2.RunStatus()
         copy.CopyFrom(self.status)
         copy.elapsed_seconds = self.elapsed_s
+        if self._held:
+            copy.paused, copy.message = True, f"paused: {self.held}"
         copy.timeline.extend(self._spans)
         return copy
 

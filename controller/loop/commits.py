@@ -1,10 +1,52 @@
 """Commits: a checkpoint, and the manifest whose appearance is the only commit point.
 
-    trainer saves files under a folder with the fence in its name        crash here: nothing happened
-    manifest written beside it, renamed into place, fsynced              <- the commit
-    buffer rolls to it (idempotent), old commits are pruned              crash here: done again at resume
+`resume` reads the newest manifest; whatever lies above it comes from the redo log (recovery.py). Everything can die
+anywhere. These are the crash points, by the names that common/failpoints.py knows them by, and what the next
+life finds there; tests/integration/test_crash_points.py kills at each.
 
-`resume` reads the newest manifest; whatever lies above it comes from the redo log (recovery.py).
+    iteration
+      groups opened             sample.opened        they are open; the same draw opens them again, once
+      engines begin             rollout.begun        leases of the dead are taken back, tokens flushed so far stay
+        a claim                 engine.claimed       as above
+        a step                  engine.stepped       as above; at most flush_tokens a trajectory are generated again
+        a flush                 engine.flushed       as above
+      all parked or finished    rollout.parked       nothing is generated again
+      all scored                score.settled        nothing is scored again
+      devices with the trainer  switch.reclaimed     the groups are complete and wait to be trained
+      version issued            train.numbered       that number is never used
+      batch in the redo log     train.recorded       <- from here on trained by resumption, never rolled out again
+      step taken in the trainer trainer.stepped      lost with the process; taken again from the redo log
+      answer in the controller  train.stepped        as above
+      weights in the channel    trainer.published    shared memory is cleared, the version is published again
+      version registered        publish.registered   as above
+      bytes in the engine       engine.loaded        not attested, so nobody serves it
+      attestation on record     publish.attested     on record, but nobody serves it
+      engines admitted          publish.admitted     they are gone; new ones attest again
+      held-out prompts answered validate.done        outside the ledger: validated again, or not at all
+    commit
+      files half written        trainer.saving       a folder that no manifest names; the next commit removes it
+      files written             commit.saved         as above
+      manifest beside its place rename commit-N.json as above
+      manifest in place         commit.renamed       <- the commit; resumption rolls the buffer to it
+      buffer rolled to it       commit.rolled        nothing is missing
+      old manifest gone         prune.unlisted       a folder that no manifest names; the next commit removes it
+    rollback, in a branch that counts once a manifest names it
+      branch in the ledger      rollback.opened      the gate decides again and is given the same branch
+      old checkpoint loaded     rollback.loaded      as above
+      stage left                stage.left           as above; a person's promotion is repeated by resumption
+    resumption: as often as it dies, it begins again
+      checkpoint loaded         resume.loaded
+      buffer rolled to it       resume.rolled
+      a batch trained again     resume.retrained
+    warm-up and end
+      a chunk of SFT steps      sft.trained          trained again from the newest commit
+      model exported            finish.exported      exported again
+      last commit               finish.committed     the report alone is missing
+
+A controller that was replaced and comes to life again (stopped, swapped out) may still get as far as the rename: the
+one step that no server refuses. Two rules make it void. A manifest never takes the place of another. And a
+controller that takes a run over writes a *seal* with the number of the newest commit it found: a manifest above
+that number whose fence is older than the seal's does not count.
 """
 
 import asyncio
@@ -18,16 +60,18 @@ from typing import Any
 from crescendo.buffer import ExperienceBuffer
 from crescendo.common import failpoints
 from crescendo.common.config.schema import Config
-from crescendo.common.errors import CheckpointError
+from crescendo.common.errors import CheckpointError, StaleFenceError
 from crescendo.common.runfolder import RunFolder, write_atomically
 from crescendo.controller.launch import Worker
 from crescendo.controller.loop.board import Board
 from crescendo.controller.loop.lease import DeviceLease
 from crescendo.controller.loop.state import RunState
+from crescendo.controller.loop.waits import Patience, disk_full
 from crescendo.proto.v1 import trainer_pb2
 
 MANIFEST_VERSION = 1
 MANIFEST_NAME = re.compile(r"commit-(\d{8})\.json")
+FOLDER_NAME = re.compile(r"i\d+-e(\d+)-c\d+-n\d+")
 
 
 @dataclass(frozen=True)
@@ -43,14 +87,36 @@ class Manifest:
     files: list[tuple[str, int, int]]
     manifest_version: int = MANIFEST_VERSION
 
+    @property
+    def epoch(self) -> int:
+        """Of the controller that wrote it."""
+        found = FOLDER_NAME.fullmatch(self.folder)
+        return int(found[1]) if found else 0
+
 
 def manifest_path(folder: RunFolder, sequence: int) -> Path:
     """Where a commit's manifest lies."""
     return folder.checkpoints / f"commit-{sequence:08d}.json"
 
 
+def seal(folder: RunFolder, epoch: int) -> None:
+    """From now on manifests of older epochs above the newest commit do not count."""
+    manifests = list_manifests(folder)
+    text = json.dumps({"epoch": epoch, "newest": manifests[-1].sequence if manifests else 0})
+    write_atomically(folder.checkpoints / f"seal-{epoch:08d}.json", text)
+
+
 def list_manifests(folder: RunFolder) -> list[Manifest]:
-    """All commits, oldest first; raises CheckpointError for a damaged or foreign manifest."""
+    """All commits that count, oldest first; raises CheckpointError for a damaged or foreign manifest."""
+    seals = [json.loads(path.read_text()) for path in folder.checkpoints.glob("seal-*.json")]
+
+    def counts(manifest: Manifest) -> bool:
+        return all(manifest.epoch >= each["epoch"] or manifest.sequence <= each["newest"] for each in seals)
+
+    return [manifest for manifest in _read_manifests(folder) if counts(manifest)]
+
+
+def _read_manifests(folder: RunFolder) -> list[Manifest]:
     found = []
     for path in sorted(folder.checkpoints.glob("commit-*.json")):
         if not MANIFEST_NAME.fullmatch(path.name):
@@ -71,6 +137,22 @@ def list_manifests(folder: RunFolder) -> list[Manifest]:
     return found
 
 
+def next_sequence(folder: RunFolder) -> int:
+    """A number above those of all manifests, whether they count or not."""
+    names = (MANIFEST_NAME.fullmatch(path.name) for path in folder.checkpoints.glob("commit-*.json"))
+    return max((int(name[1]) for name in names if name), default=0) + 1
+
+
+def _place(path: Path, text: str) -> None:
+    """The commit point. Raises StaleFenceError when another controller committed under this number."""
+    try:
+        write_atomically(path, text, exclusive=True)
+    except FileExistsError:
+        raise StaleFenceError(f"{path} is there already: another controller has taken the run over.") from None
+    except OSError as error:
+        raise disk_full(error, path) or error from error
+
+
 @dataclass
 class Commits:
     """Writes and prunes commits."""
@@ -80,6 +162,7 @@ class Commits:
     buffer: ExperienceBuffer
     lease: DeviceLease
     board: Board
+    patience: Patience
 
     async def commit(
         self, trainer: Worker, state: RunState, *, keep: int = 3, protect_from: int | None = None
@@ -93,13 +176,14 @@ class Commits:
         state.seconds = dict(self.board.seconds)
         with self.board.phase("commit", iteration):
             earlier = await asyncio.to_thread(list_manifests, self.folder)
-            sequence = earlier[-1].sequence + 1 if earlier else 1
+            sequence = await asyncio.to_thread(next_sequence, self.folder)
             fence = self.lease.fence
             name = f"i{iteration:06d}-e{fence.epoch}-c{fence.counter}-n{sequence}"
             request = trainer_pb2.SaveCheckpointRequest(
                 fence=fence, idempotency_key=f"save-{name}", path=str((self.folder.checkpoints / name).resolve())
             )
-            saved = await trainer.call("SaveCheckpoint", request, timeout_s=self.config.deadlines.checkpoint_s)
+            timeout_s = self.config.deadlines.checkpoint_s
+            saved = await self.patience.through(lambda: trainer.call("SaveCheckpoint", request, timeout_s=timeout_s))
             failpoints.reach("commit.saved")
             manifest = Manifest(
                 sequence=sequence,
@@ -111,7 +195,8 @@ class Commits:
                 files=[(file.path, file.num_bytes, file.digest) for file in saved.files],
             )
             path = manifest_path(self.folder, sequence)
-            await asyncio.to_thread(write_atomically, path, json.dumps(asdict(manifest), indent=1))
+            text = json.dumps(asdict(manifest), indent=1)
+            await self.patience.through(lambda: asyncio.to_thread(_place, path, text))
             failpoints.reach("commit.renamed")
             await self.buffer.commit(fence, branch, iteration, path.name)
             failpoints.reach("commit.rolled")
@@ -127,6 +212,17 @@ class Commits:
             manifest_path(self.folder, old.sequence).unlink(missing_ok=True)
             failpoints.reach("prune.unlisted")
             shutil.rmtree(self.folder.checkpoints / old.folder, ignore_errors=True)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Removes what deaths left beside the manifests; folders of a newer controller are not ours to judge."""
+        for scratch in self.folder.checkpoints.glob(".commit-*"):
+            scratch.unlink(missing_ok=True)
+        named = {manifest.folder for manifest in list_manifests(self.folder)}
+        for path in self.folder.checkpoints.iterdir():
+            found = FOLDER_NAME.fullmatch(path.name)
+            if found and path.name not in named and int(found[1]) <= self.lease.fence.epoch:
+                shutil.rmtree(path, ignore_errors=True)
 
     async def load(self, trainer: Worker, manifest: Manifest, weight_version: int) -> None:
         """Loads a commit's checkpoint into the trainer; raises CheckpointError when a file is missing or damaged."""

@@ -56,10 +56,18 @@ class DeviceLease:
         self._since = time.monotonic()
 
     async def take_over(self) -> None:
-        """Takes the run over: a new epoch; every older fence is void. The trainer holds the devices."""
-        self.fence = await self._buffer.acquire_epoch()
+        """Takes the run over: a new epoch; every older fence is void. The trainer holds the devices.
+
+        Raises StaleFenceError when another controller has taken it over from this one.
+        """
+        self.fence = await self._buffer.acquire_epoch(self.fence if self.fence.epoch else None)
         self.state = LeaseState.TRAIN
         self._since = time.monotonic()
+        self._show()
+
+    async def confirm(self) -> None:
+        """Raises StaleFenceError when another controller has taken the run over; before files that nothing fences."""
+        self.fence = await self._buffer.advance_fence(self.fence)
         self._show()
 
     async def move(self, to: LeaseState) -> None:

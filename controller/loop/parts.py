@@ -1,17 +1,19 @@
 """The collaborators of the loop, and what needs several of them: switches, commits, rollbacks, status."""
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from crescendo.buffer import ExperienceBuffer
 from crescendo.common import failpoints
-from crescendo.common.config.rl import RlStepConfig
+from crescendo.common.config.rl import RlStepConfig, StageConfig
 from crescendo.common.config.schema import Config
-from crescendo.common.errors import CheckpointError
+from crescendo.common.errors import CheckpointError, CrescendoError
 from crescendo.common.runfolder import RunFolder
 from crescendo.common.tokenizer import Tokenizer
-from crescendo.controller.launch import Fleet
+from crescendo.controller.launch import Fleet, Supervisor, Worker
 from crescendo.controller.loop.board import Board
 from crescendo.controller.loop.commits import Commits, Manifest, list_manifests
 from crescendo.controller.loop.control import Control
@@ -20,7 +22,7 @@ from crescendo.controller.loop.rollouts import Rollouts
 from crescendo.controller.loop.scoring import ScoringLoop
 from crescendo.controller.loop.state import RunState
 from crescendo.controller.loop.sync import SyncFacts, WeightSync
-from crescendo.controller.loop.validation import Validation
+from crescendo.controller.loop.validation import Validation, ValidationFacts
 from crescendo.controller.stages import StageScheduler, Transition, nearest_commit
 from crescendo.proto.v1 import common_pb2, controller_pb2
 
@@ -35,13 +37,14 @@ class Parts:
     step: RlStepConfig
     folder: RunFolder
     fleet: Fleet
+    supervisor: Supervisor
     buffer: ExperienceBuffer
     lease: DeviceLease
     board: Board
     control: Control
     state: RunState
     sync: WeightSync
-    rollouts: Rollouts
+    rollouts: Rollouts = field(init=False)
     scoring: ScoringLoop
     validation: Validation
     commits: Commits
@@ -51,9 +54,15 @@ class Parts:
     _pace_s: float = 0.0
 
     async def switch_to_training(self) -> None:
-        """Engines let go of the devices, proven; the trainer takes them."""
+        """Engines let go of the devices, proven; the trainer takes them. A lost engine holds none."""
         await self.lease.move(LeaseState.RECLAIMING)
-        await self.lease.release_engines(self.fleet.engines)
+        while ready := [engine for engine in self.fleet.engines if engine.is_ready]:
+            try:
+                await self.lease.release_engines(ready)
+            except CrescendoError as error:
+                await self._only_engines_lost(error)
+            else:
+                break
         await self.lease.move(LeaseState.TRAIN)
         await self.lease.acquire_trainer(self.fleet.trainer)
 
@@ -62,7 +71,6 @@ class Parts:
         state = self.state
         await self.lease.move(LeaseState.OFFLOADING)
         await self.lease.move(LeaseState.PUBLISHING)
-        await self.lease.acquire_engines(self.fleet.engines)
         publish_s = 0.0
         if self.sync.manifest.version != state.weight_version:
             record = await self.buffer.weights(state.weight_version)
@@ -73,12 +81,56 @@ class Parts:
                 branch=state.branch,
                 iteration=state.iteration,
             )
-        facts = await self.sync.admit(self.fleet.engines)
+        facts = await self.admit_engines()
         await self.sync.retire(self.fleet.trainer)
         await self.lease.release_trainer(self.fleet.trainer)
         await self.lease.move(LeaseState.ROLLOUT)
         facts.publish_s = publish_s
         return facts
+
+    # Engines come and go --------------------------------------------------------------------------------
+
+    async def admit_engines(self) -> SyncFacts:
+        """Every engine, replaced first where it was lost, takes the devices and proves the published weights."""
+        while True:
+            engines = await asyncio.gather(*(self._present(engine) for engine in self.fleet.engines))
+            try:
+                await self.lease.acquire_engines(engines)
+                return await self.sync.admit(engines)
+            except CrescendoError as error:
+                await self._only_engines_lost(error)
+
+    async def rejoin(self, lost: Worker) -> Worker:
+        """A lost engine's successor, with the published weights, admitted; what `Rollouts` calls."""
+        engine = await self._present(lost)
+        await self.lease.acquire_engines([engine])
+        await self.sync.admit([engine])
+        return engine
+
+    async def validate(self, stage: StageConfig) -> ValidationFacts:
+        """Validates; an engine that is lost meanwhile is replaced, and it is done again."""
+        while True:
+            try:
+                return await self.validation.run(stage)
+            except CrescendoError as error:
+                await self._only_engines_lost(error)
+                await self.admit_engines()
+
+    async def _present(self, engine: Worker) -> Worker:
+        if engine.is_ready:
+            return engine
+        index = int(engine.worker_id.rsplit("-", 1)[1])
+        return await self.supervisor.insist(
+            engine.worker_id, engine.worker_id, partial(self.fleet.ensure_engine, index), fatal=False
+        )
+
+    async def _only_engines_lost(self, error: CrescendoError) -> None:
+        """Returns when engines alone were lost; raises the error when it is another, or more is lost."""
+        if error.retryable:
+            await self.supervisor.look()
+            if self.fleet.trainer.is_ready and not all(engine.is_ready for engine in self.fleet.engines):
+                return
+        raise error
 
     @asynccontextmanager
     async def trainer_resident(self) -> AsyncIterator[None]:

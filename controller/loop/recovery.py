@@ -10,22 +10,27 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from crescendo.common import failpoints
+from crescendo.common.errors import CrescendoError
 from crescendo.common.telemetry import read_jsonl
 from crescendo.common.types import GroupId, TrajectoryId
+from crescendo.controller.launch import Worker
 from crescendo.controller.loop import batches
-from crescendo.controller.loop.commits import list_manifests, manifest_path
+from crescendo.controller.loop.commits import list_manifests, manifest_path, seal
 from crescendo.controller.loop.run import Reinforcement
 from crescendo.controller.loop.state import RunState
-from crescendo.proto.v1 import trainer_pb2
+from crescendo.proto.v1 import rollout_pb2, trainer_pb2
 
 if TYPE_CHECKING:
     from crescendo.controller.loop.session import Session
 
-CHECK_TIMEOUT_S = 10.0
+CALL_MARGIN_S = 5.0
 
 
 async def restore_trainer(session: "Session") -> None:
     """Gives the trainer the newest commit, or the initial policy when there is none."""
+    if not session.sealed:
+        await asyncio.to_thread(seal, session.folder, session.lease.fence.epoch)
+        session.sealed = True
     manifests = await asyncio.to_thread(list_manifests, session.folder)
     if not manifests:
         await _load_initial(session)
@@ -42,8 +47,6 @@ async def restore_trainer(session: "Session") -> None:
     failpoints.reach("resume.rolled")
     session.board.status.committed_iteration = manifest.iteration
     session.board.event("run.restored", f"from commit {manifest.sequence}, iteration {manifest.iteration}")
-    for index in range(session.config.rollout.num_engines):
-        await session.buffer.release_worker(session.lease.fence, f"rollout-{index}")
 
 
 async def _load_initial(session: "Session") -> None:
@@ -86,6 +89,12 @@ async def replay(loop: Reinforcement) -> None:
         parts.board.event("batch.retrained", f"iteration {batch.iteration} from the redo log", version=version)
         if transition is not None:
             await loop.leave_stage(transition)
+            await loop.commit()
+    if max(await parts.buffer.branches(), default=0) > state.branch:
+        # A rollback was under way when the run died, and its commit is missing. A gate has decided again by now; what
+        # is left is a person's promotion, of which only the branch remains.
+        await loop.leave_stage(loop.stages.promote())
+        await loop.commit()
 
 
 def _validated(loop: Reinforcement) -> dict[tuple[int, int], float]:
@@ -97,15 +106,23 @@ def _validated(loop: Reinforcement) -> dict[tuple[int, int], float]:
     }
 
 
-async def recover(session: "Session", failed: Reinforcement) -> Reinforcement:
-    """Replaces what is lost, fences out what is not, restores, and returns a loop that can go on."""
-    with session.board.phase("recover", session.state.iteration):
-        lost = await session.fleet.check(CHECK_TIMEOUT_S)
-        await session.fleet.heal(lost)
-        for worker in lost:
-            session.board.event("worker.replaced", f"{worker.worker_id} was lost and is replaced", severity="warning")
-        await session.lease.take_over()
-        await session.lease.release_engines(session.fleet.engines)
-        await session.lease.acquire_trainer(session.fleet.trainer)
-        await restore_trainer(session)
-        return session.rebuild_loop(failed.parts.step)
+async def bring_back(session: "Session") -> None:
+    """Replaces what is lost and fences out what is not; the trainer holds the devices afterwards."""
+    await session.supervisor.look()
+    await session.lease.take_over()
+    for engine in session.fleet.engines:
+        await _quiet(session, engine)
+    await session.bring_up_services()
+    await session.lease.acquire_trainer(session.fleet.trainer)
+
+
+async def _quiet(session: "Session", engine: Worker) -> None:
+    """Makes an engine let go of the devices, whatever it was doing; one that does not is replaced."""
+    pause_s = session.config.deadlines.pause_s
+    request = rollout_pb2.PauseRequest(fence=session.lease.fence, deadline_seconds=pause_s)
+    try:
+        if engine.is_ready:
+            await engine.call("Pause", request, timeout_s=pause_s + CALL_MARGIN_S)
+            await session.lease.release_engines([engine])
+    except CrescendoError as error:
+        engine.lose(f"it could not be brought to rest: {error}")

@@ -1,15 +1,19 @@
-"""A run from its folder to its end: start everything, walk the steps, recover, finish.
+"""A run from its folder to its end: start everything, walk the steps, finish; whatever is lost, do it again.
 
-    prepare policy and data -> buffer -> services -> restore (if there is a commit) -> steps -> finish
+    attempt:  bring up what is not running -> new epoch -> restore the newest commit -> steps -> finish
 
-`execute` is called once by the controller process. A retryable failure (a lost worker, a passed deadline) leads
-to `recover`: lost processes are replaced, a new epoch fences the old ones out, and the state is restored from the
-newest commit and the redo log. Everything else ends the run with its error.
+`execute` is called once by the controller process. A retryable failure anywhere (a lost worker, a passed deadline)
+ends the attempt; the next one replaces what is lost, fences out what is not, and goes on from the newest commit
+and the redo log. The first attempt is no other than the later ones: nothing runs yet, so everything is started.
+Losses that need not end an attempt are repaired in it: the reward service and the embedded Valkey by Supervisor,
+engines by Rollouts and Parts. Everything else ends the run with its error.
 """
 
 import asyncio
-import logging
+import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from crescendo.buffer import ExperienceBuffer, connect
 from crescendo.common import failpoints
@@ -20,7 +24,7 @@ from crescendo.common.runfolder import RunFolder
 from crescendo.common.weights import stale_shm_files
 from crescendo.controller.curriculum import Curriculum
 from crescendo.controller.dataset import Dataset
-from crescendo.controller.launch import Fleet
+from crescendo.controller.launch import Fleet, Supervisor
 from crescendo.controller.loop import recovery
 from crescendo.controller.loop.board import Board
 from crescendo.controller.loop.commits import Commits
@@ -34,14 +38,13 @@ from crescendo.controller.loop.sft import SupervisedStep
 from crescendo.controller.loop.state import RunState
 from crescendo.controller.loop.sync import WeightSync
 from crescendo.controller.loop.validation import Validation
+from crescendo.controller.loop.waits import Patience, Pulse, cancel, patient
+from crescendo.controller.ownership import FolderLock
 from crescendo.controller.policy import prepare_policy
 from crescendo.controller.stages import StageScheduler
 from crescendo.proto.v1 import trainer_pb2
 
-log = logging.getLogger(__name__)
-
-MAX_RECOVERIES = 5
-RECOVERY_BACKOFF_S = 1.0
+ALREADY_RUNNING_S = 0.05  # what is ensured quicker had not to be started
 
 
 @dataclass
@@ -53,55 +56,120 @@ class Session:
     board: Board
     control: Control
     fleet: Fleet
+    lock: FolderLock
     state: RunState = field(default_factory=RunState)
     parts: Parts | None = None
+    sealed: bool = False  # commits of earlier controllers can no longer appear
     _engines: asyncio.Task[None] | None = None
+
+    def __post_init__(self) -> None:
+        self.supervisor = Supervisor(self.fleet, self.config, self._tell)
+        self.patience = Patience(
+            self.board, self.control, limit_s=self.config.deadlines.buffer_s, gave_up=lambda: self.supervisor.gave_up
+        )
+
+    def _tell(self, kind: str, message: str, *, severity: str = "info", **numbers: Any) -> None:
+        self.board.event(kind, message, severity=severity, facts=numbers)
 
     async def execute(self) -> None:
         """Runs to the end or to a stop; raises the CrescendoError that ended it. Leaves no process behind."""
+        watching = [asyncio.create_task(Pulse(self.board).run(), name="pulse")]
         try:
             with self.board.phase("start"):
-                await self._start()
-            for index, step in enumerate(self.config.steps):
-                if index < self.state.step_index or self.control.stop_requested:
-                    continue
-                self.state.step_index = index
-                self.board.status.step = step.kind
-                await (self._supervise(step) if step.kind == "sft" else self._reinforce(step.rl))
-            await self._end()
+                await self._open()
+            await self._survive()
         finally:
-            if self._engines is not None:
-                self._engines.cancel()
-                await asyncio.gather(self._engines, return_exceptions=True)
+            await cancel([*watching, self._engines])
+            await self.supervisor.stop()
             await self.fleet.stop()
-            for left in stale_shm_files(self.folder.run_id()):
-                left.unlink(missing_ok=True)
+            if self.lock.held:
+                for left in stale_shm_files(self.folder.run_id()):
+                    left.unlink(missing_ok=True)
+
+    async def _survive(self) -> None:
+        """Attempts until one ends well, an error is no loss, or attempts are used up without progress."""
+        attempts = self.supervisor.attempts("run")
+        furthest = self._reached()
+        while True:
+            try:
+                await self._attempt(first=not attempts.total)
+            except CrescendoError as error:
+                if self._reached() > furthest:
+                    furthest = self._reached()
+                    attempts.forget()
+                if not error.retryable or self.control.stop_requested or self.supervisor.gave_up:
+                    raise self.supervisor.gave_up or error from error
+                if attempts.exhausted:
+                    message = f"given up after {attempts.count} attempts without progress: {error}"
+                    self.board.event("run.given_up", message, severity="error")
+                    raise
+                wait_s = attempts.next_wait_s()
+                self.board.event(
+                    "run.recovering", f"attempt {attempts.count} of {attempts.limit}: {error}", severity="warning"
+                )
+                await asyncio.sleep(wait_s)
+            else:
+                return
+
+    def _reached(self) -> tuple[int, int, int, int]:
+        """How far the run has got; grows with every iteration, commit and step."""
+        state = self.state
+        return state.step_index, state.sft_steps, state.branch, state.iteration
+
+    async def _attempt(self, *, first: bool) -> None:
+        with self.board.phase("start" if first else "recover", self.state.iteration):
+            await recovery.bring_back(self)
+            self.data = await self._loading
+            await recovery.restore_trainer(self)
+        for index, step in enumerate(self.config.steps):
+            if index < self.state.step_index or self.control.stop_requested:
+                continue
+            self.state.step_index = index
+            self.board.status.step = step.kind
+            await (self._supervise(step) if step.kind == "sft" else self._reinforce(step.rl))
+        await self._end()
 
     # Start --------------------------------------------------------------------------------------------
 
-    async def _start(self) -> None:
+    async def _open(self) -> None:
+        """Policy, buffer and data: what outlives attempts."""
         await asyncio.to_thread(prepare_policy, self.config, self.folder)
         url = await self.fleet.start_buffer()
-        self.buffer: ExperienceBuffer = await connect(url, self.folder.run_id())
+        self.buffer: ExperienceBuffer = patient(await connect(url, self.folder.run_id()), self.patience)
+        self.supervisor.start()
         self.lease = DeviceLease(self.buffer, self.board, on_gpu=self.fleet.uses_gpu)
-        await self.lease.take_over()
-        loading = asyncio.create_task(asyncio.to_thread(Dataset.load, self.config, self.folder))
-        await self.fleet.start_services(self._ready)
-        self._engines = asyncio.create_task(self._start_engines())
-        await self.fleet.start_trainer()
-        self._ready("trainer", self.board.elapsed_s)
-        self.data = await loading
-        self.commits = Commits(self.config, self.folder, self.buffer, self.lease, self.board)
-        await recovery.restore_trainer(self)
+        self.commits = Commits(self.config, self.folder, self.buffer, self.lease, self.board, self.patience)
+        self._loading = asyncio.create_task(asyncio.to_thread(Dataset.load, self.config, self.folder))
 
-    def _ready(self, name: str, seconds: float) -> None:
-        self.board.seconds[f"start_{name}"] = self.board.elapsed_s
-        self.board.event("service.ready", f"{name} is ready after {self.board.elapsed_s:.1f} s", seconds=seconds)
+    async def bring_up_services(self) -> None:
+        """Starts or replaces what is not ready; engines go on starting in the background."""
+        scoring = asyncio.create_task(self._ensure("reward", self.fleet.ensure_reward))
+        try:
+            await self._ensure("ray", self.fleet.ensure_ray)
+            await cancel([self._engines])
+            self._engines = asyncio.create_task(self._ensure("engines", self._ensure_engines))
+            await self._ensure("trainer", self.fleet.ensure_trainer)
+        finally:
+            await scoring
 
-    async def _start_engines(self) -> None:
-        count = self.config.rollout.num_engines
-        await asyncio.gather(*(self.fleet.start_engine(index) for index in range(count)))
-        self._ready("engines", self.board.elapsed_s)
+    async def _ensure(self, name: str, start: Callable[[], Awaitable[object]]) -> None:
+        """Starts what is not ready. The run's first start fails at once; a replacement is tried again."""
+        begun = time.monotonic()
+        replaced = f"start_{name}" in self.board.seconds
+        try:
+            await start()
+        except CrescendoError:
+            if not replaced:
+                raise
+            await self.supervisor.insist(name, name, start)
+        seconds = time.monotonic() - begun
+        self.board.seconds.setdefault(f"start_{name}", self.board.elapsed_s)
+        if seconds > ALREADY_RUNNING_S:
+            kind = "worker.replaced" if replaced else "service.ready"
+            self.board.event(kind, f"{name} ready after {seconds:.1f} s", worker=name, seconds=seconds)
+
+    async def _ensure_engines(self) -> None:
+        await asyncio.gather(*(self.fleet.ensure_engine(index) for index in range(self.config.rollout.num_engines)))
 
     # Steps --------------------------------------------------------------------------------------------
 
@@ -127,23 +195,13 @@ class Session:
             if self._engines is not None:
                 await self._engines
         loop = self.rebuild_loop(step)
-        failures = 0
-        while True:
-            committed = self.board.status.committed_iteration
-            try:
-                await recovery.replay(loop)
-                await self._enter(loop)
-                await loop.run()
-                break
-            except CrescendoError as error:
-                failures = 1 if self.board.status.committed_iteration > committed else failures + 1
-                if not error.retryable or failures > MAX_RECOVERIES or self.control.stop_requested:
-                    raise
-                self.board.event("run.recovering", f"attempt {failures}: {error}", severity="warning")
-                await asyncio.sleep(RECOVERY_BACKOFF_S * failures)
-                loop = await recovery.recover(self, loop)
-            finally:
-                await loop.parts.scoring.stop()
+        try:
+            await recovery.replay(loop)
+            await self._enter(loop)
+            await loop.run()
+        finally:
+            await loop.parts.scoring.stop()
+            await loop.parts.rollouts.stop()
         if self.control.stop_requested and self.control.commit_on_stop and not loop.stages.finished:
             await loop.commit()
 
@@ -156,7 +214,7 @@ class Session:
         parts.scoring.start()
         if self.state.accuracy_sft is None:
             with self.board.phase("validate", 0):
-                facts = await parts.validation.run(parts.step.stages[-1])
+                facts = await parts.validate(parts.step.stages[-1])
             self.state.accuracy_sft = facts.accuracy
             self.board.event(
                 "validation.start", f"accuracy before RL: {facts.accuracy:.3f}",
@@ -170,10 +228,9 @@ class Session:
         shared = (self.fleet, self.buffer, self.lease, self.board)
         sync = WeightSync(self.config, self.buffer, self.lease, self.board)
         sync.canaries = [list(p.token_ids) for p in self.data.validation.prompts[: self.config.rollout.num_canaries]]
-        return Parts(
-            config=self.config, step=step, folder=self.folder, fleet=self.fleet, buffer=self.buffer, lease=self.lease,
-            board=self.board, control=self.control, state=self.state, sync=sync,
-            rollouts=Rollouts(self.config, step, *shared, self.control, self.data.tokenizer),
+        parts = Parts(
+            config=self.config, step=step, folder=self.folder, fleet=self.fleet, supervisor=self.supervisor,
+            buffer=self.buffer, lease=self.lease, board=self.board, control=self.control, state=self.state, sync=sync,
             scoring=ScoringLoop(self.config, *shared, self.data.tokenizer),
             validation=Validation(
                 self.config, step, self.fleet, self.data.tokenizer,
@@ -182,6 +239,10 @@ class Session:
             commits=self.commits, tokenizer=self.data.tokenizer, prompts=self.data.train.prompts,
             prompt_index={p.prompt_id: index for index, p in enumerate(self.data.train.prompts)},
         )  # fmt: skip
+        parts.rollouts = Rollouts(
+            self.config, step, *shared, self.control, self.data.tokenizer, self.patience, parts.rejoin
+        )
+        return parts
 
     def rebuild_loop(self, step: RlStepConfig) -> Reinforcement:
         """Collaborators and loop of an RL step, from the state as it stands."""
@@ -206,7 +267,7 @@ class Session:
         if self.control.stop_requested or self.parts is None:
             return
         with self.board.phase("validate", self.state.iteration):
-            final = await self.parts.validation.run(self.parts.step.stages[-1])
+            final = await self.parts.validate(self.parts.step.stages[-1])
         self.state.accuracy_final = final.accuracy
         self.board.metrics(
             "end",
@@ -214,6 +275,7 @@ class Session:
         )
         self.state.step_index = len(self.config.steps)
         await self.parts.switch_to_training()
+        await self.lease.confirm()
         with self.board.phase("export"):
             request = trainer_pb2.ExportModelRequest(
                 fence=self.lease.fence, path=str(self.folder.export.resolve()), dtype=self.config.model.dtype

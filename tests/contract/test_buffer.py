@@ -254,6 +254,11 @@ async def test_stale_fences_change_nothing(driver: Driver, clock: ManualClock) -
         for call in changes(driver.buffer, stale, group):
             with pytest.raises(StaleFenceError):
                 await call
+    for stale in (old, driver.fence):
+        with pytest.raises(StaleFenceError):
+            await driver.buffer.acquire_epoch(stale)
+    renewed = await driver.buffer.acquire_epoch(successor.fence)
+    assert (renewed.epoch, renewed.counter) == (successor.fence.epoch + 1, 0)
     assert await driver.states(*ids_of(group)) == ["pending"]
 
 
