@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from crescendo import __version__
+from crescendo.cli.data_options import add_data_commands
 from crescendo.cli.exits import Exit, describe, show_error
 from crescendo.common.errors import CrescendoError
 
@@ -55,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     _add_verbs(commands)
     _add_archive_commands(commands)
     _add_tools(commands)
+    add_data_commands(commands, _add)
     return root
 
 
