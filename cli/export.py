@@ -13,7 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from crescendo.buffer.archive import Archive, archive_url
+from crescendo.buffer.archive import archive_url
+from crescendo.buffer.archive.reader import Archive
 from crescendo.buffer.export import COLUMNS, EXAMPLES, Rules
 from crescendo.cli.exits import Exit
 from crescendo.cli.folders import find_run

@@ -24,6 +24,7 @@ from typing import Any
 import psutil
 
 from crescendo.buffer import EmbeddedServer
+from crescendo.buffer.archive import archive_url
 from crescendo.common.config.schema import Config
 from crescendo.common.errors import CrescendoError
 from crescendo.common.rpc import Client, Endpoint
@@ -36,7 +37,12 @@ from crescendo.controller.launch.worker import STUBS, Worker
 
 log = logging.getLogger(__name__)
 
-REWARD_MODULE = "crescendo.reward_service"
+LOCAL_MODULES = {
+    "reward": "crescendo.reward_service",
+    "executor": "crescendo.reward_service",
+    "archiver": "crescendo.buffer.archive",
+}
+"""Roles that are plain subprocesses, and the module that each runs."""
 STOP_GRACE_S = 5.0
 BUFFER_STOP_GRACE_S = 1.0  # of a server that is lost anyway
 END_S = 10.0  # for a killed process to be gone
@@ -100,6 +106,23 @@ class Fleet:
                 await self._end_all("reward", "executor")
                 await self._start_reward()
 
+    async def ensure_archiver(self) -> Worker | None:
+        """Starts the archiver unless it is ready; None when the run keeps no archive."""
+        if not self.config.archive.enabled:
+            return None
+        async with self._locks["archiver"]:
+            if not _all_ready(self._of("archiver")):
+                await self._end_all("archiver")
+                options = {
+                    "url": archive_url(self.config, self.folder),
+                    "every_s": str(self.config.archive.every_s),
+                    "chat_template": "true" if self.config.data.chat_template else "false",
+                }
+                await self._launch(
+                    self._spec("archiver", 0, options=options, model_path=str(self.folder.model.resolve()))
+                )
+            return self.workers["archiver-0"]
+
     async def ensure_trainer(self) -> Worker:
         """Starts the whole gang unless all its ranks are ready; returns rank 0, which speaks for it."""
         async with self._locks["trainer"]:
@@ -157,7 +180,7 @@ class Fleet:
 
     def _spec(self, role: str, index: int, **fields: Any) -> ServiceSpec:
         fields.setdefault("token", self.folder.read_token())
-        buffer_url = self.buffer_url if role in ("trainer", "rollout") else ""
+        buffer_url = self.buffer_url if role in ("trainer", "rollout", "archiver") else ""
         worker_id = f"{role}-{index}"
         incarnation = self._incarnations[worker_id]
         self._incarnations[worker_id] += 1
@@ -170,8 +193,8 @@ class Fleet:
         self.workers[spec.worker_id] = worker
         deadline_s = self.config.deadlines.start_s
         try:
-            if spec.role in ("reward", "executor"):
-                worker.process = await start_local(REWARD_MODULE, spec, self.folder.controller.parent, deadline_s)
+            if module := LOCAL_MODULES.get(spec.role):
+                worker.process = await start_local(module, spec, self.folder.controller.parent, deadline_s)
             else:
                 worker.process = await self.cluster.start(spec, bundle=bundle, deadline_s=deadline_s)
         except CrescendoError as error:
@@ -186,7 +209,7 @@ class Fleet:
 
     async def stop(self) -> None:
         """Ends every process: compute first, then the reward service, Ray and the buffer."""
-        await self._end_all("rollout", "trainer", "reward", "executor")
+        await self._end_all("rollout", "trainer", "reward", "executor", "archiver")
         await self.cluster.shutdown()
         if self.server is not None:
             await asyncio.to_thread(self.server.stop)

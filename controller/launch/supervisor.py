@@ -6,15 +6,16 @@
     part of it within deadlines.progress_s        hung: killed
 
 What is lost is marked so (`Worker.lose`), which ends the calls that wait for it. What keeps no state that the
-loop must bring back is replaced here, whatever the phase: the reward service with its executor, and the embedded
-Valkey, which starts again on its append-only file. Trainer and engines are replaced by the loop, because weights
-must follow (controller/loop). Each loss, attempt, replacement and giving up is an event.
+loop must bring back is replaced here, whatever the phase: the reward service with its executor, the archiver, and
+the embedded Valkey, which starts again on its append-only file. Trainer and engines are replaced by the loop,
+because weights must follow (controller/loop). Each loss, attempt, replacement and giving up is an event.
 
 Lives from `start` to `stop`, as one task on the controller's event loop. Time in which the controller itself
 stood still does not count against anybody.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -201,6 +202,8 @@ class Supervisor:
             self._begin(f"kill {one.spec.holder}", partial(asyncio.to_thread, self.fleet.kill, one))
         if worker.role in ASKED_ROLES:
             self._begin("reward", self._repair_reward)
+        if worker.role == "archiver":
+            self._begin("archiver", self._repair_archiver)
 
     # Repairing ----------------------------------------------------------------------------------------
 
@@ -212,6 +215,18 @@ class Supervisor:
 
     async def _repair_reward(self) -> None:
         await self.insist("reward", "the reward service", self.fleet.ensure_reward)
+
+    async def start_archiver(self) -> None:
+        """Starts the archiver; when that fails it is tried again, and the run goes on without."""
+        try:
+            await self.fleet.ensure_archiver()
+        except CrescendoError as error:
+            self.tell("archiver.failed", str(error), severity="warning")
+            await self._repair_archiver()
+
+    async def _repair_archiver(self) -> None:
+        with contextlib.suppress(CrescendoError):  # told by then; the buffer keeps what is not archived
+            await self.insist("archiver", "the archiver", self.fleet.ensure_archiver, fatal=False)
 
     async def _repair_buffer(self) -> None:
         await self.insist("buffer", "the embedded Valkey", self.fleet.replace_buffer)

@@ -18,6 +18,8 @@ from crescendo.common.service import ServiceSpec
 from crescendo.controller.launch.cluster import ActorHandle
 from crescendo.controller.launch.local import LocalProcess
 from crescendo.proto.v1 import (
+    archive_pb2,
+    archive_pb2_grpc,
     common_pb2,
     reward_pb2,
     reward_pb2_grpc,
@@ -34,6 +36,7 @@ STUBS: dict[str, tuple[Callable[[Any], Any], Any]] = {
     "rollout": (rollout_pb2_grpc.RolloutServiceStub, rollout_pb2.GetRolloutStatusRequest),
     "reward": (reward_pb2_grpc.RewardServiceStub, reward_pb2.GetRewardStatusRequest),
     "executor": (reward_pb2_grpc.ExecutorServiceStub, reward_pb2.GetExecutorStatusRequest),
+    "archiver": (archive_pb2_grpc.ArchiveServiceStub, archive_pb2.GetArchiveStatusRequest),
 }
 
 
@@ -53,12 +56,12 @@ class Worker:
 
     @property
     def worker_id(self) -> str:
-        """Name, stable over replacements: trainer-0, rollout-0, reward-0, executor-0."""
+        """Name, stable over replacements: trainer-0, rollout-0, reward-0, executor-0, archiver-0."""
         return self.spec.worker_id
 
     @property
     def role(self) -> str:
-        """trainer | rollout | reward | executor."""
+        """trainer | rollout | reward | executor | archiver."""
         return self.spec.role
 
     @property

@@ -42,7 +42,7 @@ from crescendo.controller.loop.waits import Patience, Pulse, cancel, patient
 from crescendo.controller.ownership import FolderLock
 from crescendo.controller.policy import prepare_policy
 from crescendo.controller.stages import StageScheduler
-from crescendo.proto.v1 import trainer_pb2
+from crescendo.proto.v1 import archive_pb2, trainer_pb2
 
 ALREADY_RUNNING_S = 0.05  # what is ensured quicker had not to be started
 
@@ -61,6 +61,7 @@ class Session:
     parts: Parts | None = None
     sealed: bool = False  # commits of earlier controllers can no longer appear
     _engines: asyncio.Task[None] | None = None
+    _archiving: asyncio.Task[None] | None = None
 
     def __post_init__(self) -> None:
         self.supervisor = Supervisor(self.fleet, self.config, self._tell)
@@ -79,7 +80,7 @@ class Session:
                 await self._open()
             await self._survive()
         finally:
-            await cancel([*watching, self._engines])
+            await cancel([*watching, self._engines, self._archiving])
             await self.supervisor.stop()
             await self.fleet.stop()
             if self.lock.held:
@@ -194,6 +195,8 @@ class Session:
         with self.board.phase("start"):
             if self._engines is not None:
                 await self._engines
+        if self._archiving is None:
+            self._archiving = asyncio.create_task(self.supervisor.start_archiver())
         loop = self.rebuild_loop(step)
         try:
             await recovery.replay(loop)
@@ -284,3 +287,15 @@ class Session:
         failpoints.reach("finish.exported")
         await self.parts.commit()
         failpoints.reach("finish.committed")
+        with self.board.phase("archive"):
+            await self._complete_archive()
+
+    async def _complete_archive(self) -> None:
+        """Waits until the archive holds the whole run; what can't be archived stays in the buffer."""
+        try:
+            archiver = await self.fleet.ensure_archiver()
+            if archiver is not None:
+                limit_s = self.config.archive.final_s
+                await archiver.call("Flush", archive_pb2.FlushArchiveRequest(), timeout_s=limit_s)
+        except CrescendoError as error:
+            self.board.event("archive.incomplete", f"the rest stays in the buffer: {error}", severity="warning")

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from crescendo.buffer import EmbeddedServer, RedisBuffer, connect
-from crescendo.buffer.archive import Archive
 from crescendo.buffer.archive.archiver import Archiver, RunFacts
+from crescendo.buffer.archive.reader import Archive
 from crescendo.buffer.archive.store import ArchiveManifest, ArchiveStore
 from crescendo.common import errors, failpoints
 from crescendo.common.rpc import Client, Endpoint

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crescendo.buffer import MemoryBuffer
-from crescendo.buffer.archive import Archive
 from crescendo.buffer.archive.archiver import Archiver, RunFacts
 from crescendo.buffer.archive.lineage import Lineage, LineageBook
+from crescendo.buffer.archive.reader import Archive
 from crescendo.buffer.archive.schema import SCHEMA, Payload, record_batch
 from crescendo.buffer.archive.store import ArchiveStore
 from crescendo.common.errors import ConfigError
