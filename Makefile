@@ -46,6 +46,7 @@ lint: setup ## ruff, mypy --strict, import-linter, and whether generated files a
 	$(BIN)/lint-imports
 	$(BIN)/python proto/generate.py --check
 	$(BIN)/python -m crescendo.common.config.docs --check
+	$(BIN)/python -m crescendo.reward_service.scorers.catalogue --check
 	$(BIN)/python -m crescendo.controller.operator.crd --check
 
 format: setup ## rewrite the Python files in the project's format
@@ -57,6 +58,7 @@ proto: setup ## regenerate proto/python from proto/crescendo/v1
 
 docs: setup ## regenerate the generated documents
 	$(BIN)/python -m crescendo.common.config.docs
+	$(BIN)/python -m crescendo.reward_service.scorers.catalogue
 
 crd: setup ## regenerate the RLJob CustomResourceDefinition from the config schema
 	$(BIN)/python -m crescendo.controller.operator.crd

@@ -15,7 +15,8 @@ from crescendo.reward_service.admission import Admission, identity_of
 from crescendo.reward_service.dispatch import Dispatcher, worst_case_s
 from crescendo.reward_service.executors import Executors
 from crescendo.reward_service.metrics import MetricsServer, reward_families
-from crescendo.reward_service.scorers import GROUP_SCORERS, SCORERS, check_chain, resolve_group_chain
+from crescendo.reward_service.reward_models import ModelScoring, RewardModels, parse_models
+from crescendo.reward_service.scorers import GROUP_SCORERS, REMOTE_SCORERS, SCORERS, check_chain, resolve_group_chain
 from crescendo.reward_service.scorers.groups import score_group
 from crescendo.reward_service.service_options import MIB, ServiceOptions, checked_deadline_s
 from crescendo.reward_service.worker_status import worker_status
@@ -27,9 +28,13 @@ MAX_KNOWN_CHAINS = 1024
 class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
     """The calls of RewardService."""
 
-    def __init__(self, worker_id: str, dispatcher: Dispatcher, options: ServiceOptions) -> None:
+    def __init__(
+        self, worker_id: str, dispatcher: Dispatcher, options: ServiceOptions, models: RewardModels | None = None
+    ) -> None:
         self._worker_id = worker_id
         self._dispatcher = dispatcher
+        self._models = models or RewardModels({})
+        self._scoring = ModelScoring(dispatcher, self._models)
         self._options = options
         self._known_chains: set[bytes] = set()
         listen = options.listen
@@ -47,7 +52,7 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         items = [item for _, item in accepted]
         with self.admission.hold(identity_of(context), items):
             timeout_s = self._timeout_s(context, len(items), deadline_s)
-            scored = await self._dispatcher.score(items, deadline_s, timeout_s)
+            scored = await self._scoring.score(items, deadline_s, timeout_s)
         results.update({i: result for (i, _), result in zip(accepted, scored, strict=True)})
         return reward_pb2.ScoreResponse(results=[results[i] for i in range(len(request.items))])
 
@@ -73,7 +78,7 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         counters = self._dispatcher.counters
         return reward_pb2.GetRewardStatusResponse(
             worker=worker_status(self._worker_id, "reward", self._started_s, self.admission.progress_s),
-            scorers=sorted({*SCORERS, *GROUP_SCORERS}),
+            scorers=sorted({*SCORERS, *REMOTE_SCORERS, *GROUP_SCORERS}),
             num_scored=counters.num_scored,
             num_faults=counters.num_faults,
             num_regraded=counters.num_regraded,
@@ -85,6 +90,7 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         if key in self._known_chains:
             return
         check_chain(item.chain)
+        self._scoring.check(item.chain)
         if len(self._known_chains) < MAX_KNOWN_CHAINS:
             self._known_chains.add(key)
 
@@ -99,7 +105,7 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         return reward_pb2.ScoreResult(item_id=item.item_id, fault=to_detail(error))
 
     def _timeout_s(self, context: Context, num_items: int, deadline_s: float) -> float:
-        longest_s = worst_case_s(num_items, deadline_s, self._options.grading.attempts)
+        longest_s = worst_case_s(num_items, deadline_s, self._options.grading.attempts) + self._models.worst_case_s
         remaining_s = context.time_remaining()
         return longest_s if remaining_s is None else min(longest_s, remaining_s)
 
@@ -107,10 +113,18 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
 class RunningReward:
     """A started reward process (see common.service.RunningService)."""
 
-    def __init__(self, server: Server, dispatcher: Dispatcher, executors: Executors, metrics: MetricsServer) -> None:
+    def __init__(
+        self,
+        server: Server,
+        dispatcher: Dispatcher,
+        executors: Executors,
+        metrics: MetricsServer,
+        models: RewardModels,
+    ) -> None:
         self._server = server
         self._dispatcher = dispatcher
         self._executors = executors
+        self._models = models
         self.metrics = metrics
 
     @property
@@ -123,6 +137,7 @@ class RunningReward:
         started_s = time.monotonic()
         await self._server.stop(grace_s)
         await self._dispatcher.close(grace_s - (time.monotonic() - started_s))
+        await self._models.close()
         await self._executors.close()
         self.metrics.close()
 
@@ -137,9 +152,10 @@ async def start(spec: ServiceSpec) -> RunningReward:
                 fix="Give the run's token, and the executors' host:port, separated by commas, as address.",
             )
     options = ServiceOptions.parse(spec.options)
+    models = RewardModels.open(parse_models(options.listen.reward_models))
     executors = await Executors.connect(spec.address)
     dispatcher = Dispatcher(executors, options.grading.attempts, options.grading.regrade_share)
-    servicer = RewardServicer(spec.worker_id, dispatcher, options)
+    servicer = RewardServicer(spec.worker_id, dispatcher, options, models)
     metrics = MetricsServer(lambda: reward_families(dispatcher.counters, servicer.admission, executors))
     try:
         metrics.start(options.listen.host, options.listen.metrics_port)
@@ -151,6 +167,7 @@ async def start(spec: ServiceSpec) -> RunningReward:
         )
     except BaseException:
         metrics.close()
+        await models.close()
         await executors.close()
         raise
-    return RunningReward(server, dispatcher, executors, metrics)
+    return RunningReward(server, dispatcher, executors, metrics, models)

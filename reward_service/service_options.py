@@ -27,6 +27,7 @@ class ListenOptions:
     max_queued_mib: int = option(1024, "bytes of such items", unit="MiB", at_least=1)
     identity_share: float = option(0.5, "of what may be queued, that one caller may hold", above=0, at_most=1)
     max_response_mib: int = option(16, "a longer response is refused, item by item", unit="MiB", at_least=1)
+    reward_models: str = option("", "rewards.models of the run file as JSON; for the reward process only")
     scorers: str = option("", "scorers that will be used, comma-separated, to load their libraries ahead; empty: all")
 
 

@@ -191,6 +191,10 @@ def _make_paths_absolute(config: Config) -> None:
     for _, source in data_sources(config):
         if source.name in ("jsonl", "parquet") and source.path and "://" not in source.path:
             source.path = str(Path(source.path).expanduser().absolute())
+    for judge in config.rewards.models.values():
+        for name in ("api_key_file", "ca_file"):
+            if given := getattr(judge, name):
+                setattr(judge, name, str(Path(given).expanduser().absolute()))
     model = Path(config.model.source).expanduser()
     if config.model.source not in ("", "scratch") and model.is_dir():
         config.model.source = str(model.absolute())

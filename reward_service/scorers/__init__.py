@@ -4,6 +4,7 @@ from crescendo.reward_service.scorers.base import GroupScorer, Outcome, RemoteSc
 from crescendo.reward_service.scorers.registry import (
     GROUP_SCORERS,
     REMOTE_SCORERS,
+    SANDBOX_SCORERS,
     SCORERS,
     check_chain,
     check_group_chain,
@@ -14,6 +15,7 @@ from crescendo.reward_service.scorers.registry import (
 __all__ = [
     "GROUP_SCORERS",
     "REMOTE_SCORERS",
+    "SANDBOX_SCORERS",
     "SCORERS",
     "GroupScorer",
     "Outcome",

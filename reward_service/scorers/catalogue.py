@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from crescendo.common.config.fields import Rule
-from crescendo.reward_service.scorers.registry import GROUP_SCORERS, INTERNAL, REMOTE_SCORERS, SCORERS
+from crescendo.reward_service.scorers.registry import GROUP_SCORERS, INTERNAL, REMOTE_SCORERS, SANDBOX_SCORERS, SCORERS
 from crescendo.reward_service.typed_options import kind_name
 
 DOCUMENT = Path("docs/rewards.md")
@@ -67,7 +67,7 @@ def render() -> str:
     lines = [_INTRODUCTION, "| scorer | kind | range | what it rewards |", "|---|---|---|---|"]
     entries = list(entries_of_registry())
     lines += [
-        f"| [`{entry['name']}`](#{entry['name']}) | {entry['kind']} | {_range(entry)} | {entry['summary']} |"
+        f"| [`{entry['name']}`](#{entry['name']}) | {entry['kind']} | {_range(entry)} | {_escaped(entry['summary'])} |"
         for entry in entries
     ]
     for entry in entries:
@@ -77,7 +77,11 @@ def render() -> str:
 
 def entries_of_registry() -> Iterator[dict[str, Any]]:
     """Each scorer that a run file may name, as plain data."""
-    for kind, registry in (("item", SCORERS), ("remote", REMOTE_SCORERS), ("group", GROUP_SCORERS)):
+    for kind, registry in (
+        ("item", {**SCORERS, **SANDBOX_SCORERS}),
+        ("remote", REMOTE_SCORERS),
+        ("group", GROUP_SCORERS),
+    ):
         for name, scorer in sorted(_public(registry).items()):
             yield {
                 "name": name,
@@ -102,12 +106,10 @@ def _public(registry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _document(scorer: Any) -> tuple[str, str]:
     """Summary and remainder of the scorer's module docstring."""
-    text = sys.modules[scorer.options.__module__].__doc__ or ""
-    if not text.startswith(f"{scorer.name}: "):
-        text = sys.modules[_function(scorer).__module__].__doc__ or ""
+    text = sys.modules[_function(scorer).__module__].__doc__ or ""
     summary, _, rest = text.removeprefix(f"{scorer.name}: ").strip().partition("\n\n")
     summary = " ".join(summary.split())
-    return summary[:1].upper() + summary[1:], rest.strip()
+    return summary[:1].upper() + summary[1:], rest.strip("\n")
 
 
 def _function(scorer: Any) -> Any:
@@ -126,14 +128,14 @@ def _option(field: "dataclasses.Field[Any]") -> dict[str, Any]:
 
 
 def _section(entry: Mapping[str, Any]) -> Iterator[str]:
-    scorer = {**SCORERS, **REMOTE_SCORERS, **GROUP_SCORERS}[entry["name"]]
+    scorer = {**SCORERS, **SANDBOX_SCORERS, **REMOTE_SCORERS, **GROUP_SCORERS}[entry["name"]]
     summary, rest = _document(scorer)
     yield f"## `{entry['name']}`"
     yield ""
-    yield summary
+    yield _escaped(summary)
     yield ""
     if rest:
-        yield rest
+        yield "\n".join(line if line.startswith("    ") else _escaped(line) for line in rest.splitlines())
         yield ""
     yield f"Range: {_range(entry)}. Source: {entry['source']}."
     if entry["options"]:
@@ -155,7 +157,12 @@ def _cells(name: str, option: Mapping[str, Any]) -> tuple[str, ...]:
     bounds.append(f"at most `{option['not_above']}`" if option.get("not_above") else "")
     doc = rule.doc + (f" ({rule.unit})" if rule.unit else "") + (f" [{rule.source}]" if rule.source else "")
     kind = {"str": "text", "int": "integer", "float": "number", "bool": "true or false"}[option["kind"]]
-    return f"`{name}`", kind, f"`{default}`", "; ".join(filter(None, bounds)), doc
+    return f"`{name}`", kind, f"`{default}`", "; ".join(filter(None, bounds)), _escaped(doc)
+
+
+def _escaped(text: str) -> str:
+    """Tags are words here, which Markdown would take for HTML; inside backticks it does not."""
+    return "`".join(part if place % 2 else part.replace("<", "&lt;") for place, part in enumerate(text.split("`")))
 
 
 def _range(entry: Mapping[str, Any]) -> str:

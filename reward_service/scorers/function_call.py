@@ -13,7 +13,7 @@ from typing import Any
 
 from crescendo.proto.v1.common_pb2 import VERDICT_WRONG
 from crescendo.reward_service.scorers.base import Outcome, Sample, Scorer, judged, unparsable, unsupported
-from crescendo.reward_service.scorers.json_schema import validator_of
+from crescendo.reward_service.scorers.json_schema import first_error, validator_of
 from crescendo.reward_service.scorers.structured import NotReadableError, answer_part, read_json
 from crescendo.reward_service.typed_options import option
 
@@ -50,7 +50,10 @@ def score(sample: Sample, options: FunctionCallOptions) -> Outcome:
         found = read_calls(sample.text, options.tag)
     except NotReadableError as error:
         return unparsable(str(error))
-    wrong = _breaks_schema(found, sample.metadata.get(options.tools, ""))
+    try:
+        wrong = _breaks_schema(found, sample.metadata.get(options.tools, ""))
+    except LookupError as error:
+        return unsupported(str(error))
     if not wrong and any(_same(found, gold, options.ordered) for gold in golds):
         return judged(True)
     right_functions = any(_same(_names(found), _names(gold), options.ordered) for gold in golds)
@@ -146,7 +149,7 @@ def _breaks_schema(calls: Sequence[Call], tools_text: str) -> str:
         if call.name not in schemas:
             return "a function that there is not is called"
         validator = validator_of(schemas[call.name])
-        if validator is not None and not validator.is_valid(json.loads(call.arguments)):
+        if validator is not None and first_error(validator, json.loads(call.arguments)):
             return f"the arguments of {call.name[:40]} break its schema"
     return ""
 

@@ -33,8 +33,22 @@ def score(sample: Sample, options: JsonSchemaOptions) -> Outcome:
         value = read_json(answer_part(sample.text, options.tag))
     except NotReadableError as error:
         return unparsable(str(error))
-    wrong = next(validator.iter_errors(value), None)
-    return judged(wrong is None, "" if wrong is None else f"{wrong.json_path}: {wrong.message}"[:MAX_SHOWN])
+    try:
+        wrong = first_error(validator, value)
+    except LookupError as error:
+        return unsupported(str(error))
+    return judged(not wrong, wrong)
+
+
+def first_error(validator: Any, value: Any) -> str:
+    """Where and how the value breaks the schema; empty if it does not. Raises LookupError on a reference elsewhere."""
+    from referencing.exceptions import Unresolvable
+
+    try:
+        wrong = next(validator.iter_errors(value), None)
+    except Unresolvable:
+        raise LookupError("the schema refers to something that is not in it") from None
+    return "" if wrong is None else f"{wrong.json_path}: {wrong.message}"[:MAX_SHOWN]
 
 
 @lru_cache(maxsize=256)

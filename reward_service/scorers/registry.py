@@ -73,7 +73,7 @@ GROUP_SCORERS: dict[str, GroupScorer] = {
     scorer.name: scorer for scorer in (length_k15.SCORER, cosine_length.SCORER, soft_overlong.SCORER)
 }
 
-S = TypeVar("S", Scorer, GroupScorer, Scorer | RemoteScorer)
+S = TypeVar("S", Scorer, GroupScorer, Scorer | SandboxScorer | RemoteScorer)
 
 
 def resolve_chain(chain: Iterable[ScorerSpec]) -> list[tuple[Scorer, Any]]:
@@ -88,8 +88,9 @@ def resolve_group_chain(chain: Iterable[ScorerSpec]) -> list[tuple[GroupScorer, 
 
 def check_chain(chain: Iterable[ScorerSpec]) -> None:
     """Raises RequestError naming the first scorer, weight or option that is wrong, or an empty chain."""
-    open_to_callers: dict[str, Scorer | RemoteScorer] = {
+    open_to_callers: dict[str, Scorer | SandboxScorer | RemoteScorer] = {
         **{name: scorer for name, scorer in SCORERS.items() if name not in INTERNAL},
+        **SANDBOX_SCORERS,
         **REMOTE_SCORERS,
     }
     _resolve(chain, open_to_callers, "scorer")
