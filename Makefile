@@ -20,7 +20,7 @@ SMOLLM2 := models/smollm2-135m-instruct
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo setup test test-unit lint format proto docs crd bench model-smollm2 requirements clean distclean python
+.PHONY: help demo setup test test-unit lint format proto docs crd chart bench model-smollm2 requirements clean distclean python
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,7 @@ lint: setup ## ruff, mypy --strict, import-linter, and whether generated files a
 	$(BIN)/python -m crescendo.common.config.docs --check
 	$(BIN)/python -m crescendo.reward_service.scorers.catalogue --check
 	$(BIN)/python -m crescendo.controller.operator.crd --check
+	$(BIN)/python helm/generate.py --check
 
 format: setup ## rewrite the Python files in the project's format
 	$(BIN)/ruff check --fix .
@@ -62,6 +63,9 @@ docs: setup ## regenerate the generated documents
 
 crd: setup ## regenerate the RLJob CustomResourceDefinition from the config schema
 	$(BIN)/python -m crescendo.controller.operator.crd
+
+chart: crd ## regenerate the chart's values schema and README from values.yaml
+	$(BIN)/python helm/generate.py
 
 bench: setup $(if $(filter e2e,$(BENCH)),$(TRL)/.stamp) ## measure BENCH=name against its baseline; prints one JSON line
 	@test -f "tests/bench/bench_$(BENCH).py" || { echo "BENCH=name, one of:" \

@@ -1,0 +1,197 @@
+"""The chart, rendered by real Helm: valid objects, Pod Security restricted, least privilege, clear refusals."""
+
+import itertools
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import helm_python
+import kubernetes_validate
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[3]
+CHART = ROOT / "helm/crescendo"
+BASE: dict[str, Any] = {"executor": {"acceptSharedKernel": True}, "kuberay": {"required": False}}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "everything": {"valkey": {"enabled": True}, "monitoring": {"grafanaDashboard": {"enabled": True}}},
+    "one-namespace": {"singleNamespace": True},
+    "small": {"reward": {"enabled": False}, "console": {"enabled": False}, "networkPolicy": {"enabled": False}},
+    "fixed-size": {"reward": {"autoscaling": {"enabled": False}}, "executor": {"autoscaling": {"enabled": False}}},
+    "mirror": {"global": {"imageRegistry": "registry.example.com/mirror", "imagePullSecrets": ["pull"]}},
+}
+Manifest = dict[str, Any]
+
+
+def merged(base: Any, over: Any) -> Any:
+    if isinstance(base, dict) and isinstance(over, dict):
+        return {key: merged(base.get(key), over.get(key, base.get(key))) for key in base | over}
+    return over
+
+
+def render(values: dict[str, Any]) -> list[Manifest]:
+    chart = helm_python.Chart.load(str(CHART))
+    try:
+        files = chart.render(merged(BASE, values), name="crescendo", namespace="crescendo-system")
+    finally:
+        chart.close()
+    texts = [text for name, text in files.items() if not name.endswith("NOTES.txt")]
+    return [found for text in texts for found in yaml.safe_load_all(text) if found]
+
+
+def pods(manifests: list[Manifest]) -> Iterator[tuple[str, Manifest]]:
+    for manifest in manifests:
+        if manifest["kind"] == "Pod":
+            yield manifest["metadata"]["name"], manifest["spec"]
+        elif manifest["kind"] in ("Deployment", "StatefulSet"):
+            yield manifest["metadata"]["name"], manifest["spec"]["template"]["spec"]
+
+
+def by_kind(manifests: list[Manifest], kind: str) -> list[Manifest]:
+    return [manifest for manifest in manifests if manifest["kind"] == kind]
+
+
+@pytest.fixture(params=sorted(VARIANTS), scope="module")
+def manifests(request: pytest.FixtureRequest) -> list[Manifest]:
+    return render(VARIANTS[request.param])
+
+
+def test_helm_lint_finds_no_error() -> None:
+    found = helm_python.lint(str(CHART), values=BASE)
+    assert found["errors"] == []
+
+
+def test_generated_files_are_fresh() -> None:
+    ran = subprocess.run(
+        [sys.executable, "helm/generate.py", "--check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_every_object_is_valid_and_named_once(manifests: list[Manifest]) -> None:
+    names = [(one["kind"], one["metadata"]["name"]) for one in manifests]
+    assert len(set(names)) == len(names)
+    for manifest in manifests:
+        kubernetes_validate.validate(manifest, "1.36", strict=True)
+
+
+def test_everything_namespaced_is_in_the_release_namespace(manifests: list[Manifest]) -> None:
+    cluster_wide = {"ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition"}
+    for manifest in manifests:
+        if manifest["kind"] not in cluster_wide:
+            assert manifest["metadata"]["namespace"] == "crescendo-system", manifest["metadata"]["name"]
+
+
+def test_every_pod_passes_pod_security_restricted(manifests: list[Manifest]) -> None:
+    for name, pod in pods(manifests):
+        context = pod["securityContext"]
+        assert context["runAsNonRoot"] is True, name
+        assert context["runAsUser"] != 0, name
+        assert context["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod), name
+        for container in pod["containers"]:
+            own = container["securityContext"]
+            assert own["allowPrivilegeEscalation"] is False, name
+            assert own["capabilities"] == {"drop": ["ALL"]}, name
+            assert own["readOnlyRootFilesystem"] is True, name
+        for volume in pod.get("volumes", ()):
+            assert set(volume) & {"configMap", "secret", "emptyDir", "persistentVolumeClaim"}, name
+
+
+def test_only_operator_and_console_carry_a_token(manifests: list[Manifest]) -> None:
+    carrying = {name for name, pod in pods(manifests) if pod["automountServiceAccountToken"]}
+    assert carrying <= {"crescendo-operator", "crescendo-console"}
+
+
+def test_pods_without_gpus_see_none(manifests: list[Manifest]) -> None:
+    for name, pod in pods(manifests):
+        if "-test-" in name:
+            continue
+        for container in pod["containers"]:
+            assert {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"} in container["env"], name
+
+
+def test_every_container_has_limits_and_no_image_is_latest(manifests: list[Manifest]) -> None:
+    for name, pod in pods(manifests):
+        for container in pod["containers"]:
+            assert set(container["resources"]) == {"requests", "limits"}, name
+            assert not container["image"].endswith(":latest"), name
+            assert ":" in container["image"] or "@" in container["image"], name
+
+
+def test_the_executor_holds_nothing_and_reaches_nobody() -> None:
+    manifests = render({})
+    pod = dict(pods(manifests))["crescendo-executor"]
+    assert not any("secret" in volume for volume in pod["volumes"])
+    assert {entry["name"] for entry in pod["containers"][0]["env"]} == {"HOME", "NVIDIA_VISIBLE_DEVICES"}
+    (policy,) = [one for one in by_kind(manifests, "NetworkPolicy") if one["metadata"]["name"] == "crescendo-executor"]
+    assert policy["spec"]["egress"] == []
+    assert "Egress" in policy["spec"]["policyTypes"]
+
+
+def test_rights_are_named_one_by_one(manifests: list[Manifest]) -> None:
+    for role in by_kind(manifests, "ClusterRole") + by_kind(manifests, "Role"):
+        for rule in role["rules"]:
+            for words in (rule["apiGroups"], rule["resources"], rule["verbs"]):
+                assert "*" not in words, role["metadata"]["name"]
+            if "secrets" in rule["resources"]:
+                assert not {"list", "watch", "delete"} & set(rule["verbs"]), role["metadata"]["name"]
+
+
+def test_one_namespace_needs_no_right_beyond_it_but_the_consoles_reviews() -> None:
+    roles = by_kind(render({"singleNamespace": True}), "ClusterRole")
+    assert [role["metadata"]["name"] for role in roles] == ["crescendo-console-reviews"]
+
+
+def test_a_mirror_serves_every_image() -> None:
+    for name, pod in pods(render(VARIANTS["mirror"])):
+        assert pod["imagePullSecrets"] == [{"name": "pull"}], name
+        assert pod["containers"][0]["image"].startswith("registry.example.com/mirror/crescendo/"), name
+
+
+def test_a_one_replica_operator_has_no_disruption_budget(manifests: list[Manifest]) -> None:
+    budgets = {one["metadata"]["name"] for one in by_kind(manifests, "PodDisruptionBudget")}
+    assert "crescendo-operator" not in budgets
+
+
+def test_a_drain_fits_into_the_grace_period() -> None:
+    for component, name in itertools.product(("reward", "executor"), ("crescendo-{}",)):
+        pod = dict(pods(render({component: {"drainSeconds": 100}})))[name.format(component)]
+        assert pod["terminationGracePeriodSeconds"] > 100
+
+
+def test_the_definition_stays_at_uninstall() -> None:
+    (crd,) = by_kind(render({}), "CustomResourceDefinition")
+    assert crd["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    assert by_kind(render({"crds": {"enabled": False}}), "CustomResourceDefinition") == []
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"kuberay": {"required": True}}, "KubeRay is not installed"),
+        ({"executor": {"acceptSharedKernel": False}}, "acceptSharedKernel=true"),
+        ({"operator": {"certificateIssuer": "vault"}}, "no cert-manager.io/v1"),
+        ({"operator": {"trustDays": 0}}, "trustDays"),
+        ({"consle": {}}, "consle"),
+        ({"reward": {"replicas": "two"}}, "replicas"),
+        ({"executor": {"image": {"digest": "sha256:short"}}}, "digest"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_cannot_be_installed_is_refused_by_name(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(helm_python.HelmError, match=message):
+        render(values)
+
+
+def test_a_runtime_class_is_boundary_enough() -> None:
+    pod = dict(pods(render({"executor": {"acceptSharedKernel": False, "runtimeClassName": "gvisor"}})))
+    assert pod["crescendo-executor"]["runtimeClassName"] == "gvisor"
