@@ -108,7 +108,7 @@ class RolloutServicer(rollout_pb2_grpc.RolloutServiceServicer):
             self._phase = RolloutPhase(
                 self._engine,
                 self._buffer,
-                self._spec.worker_id,
+                self._spec.holder,
                 request,
                 decode=self._decode,
                 on_trouble=self._on_trouble,

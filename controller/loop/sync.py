@@ -66,7 +66,7 @@ class WeightSync:
         differences = [canary_difference(self.manifest, attestation) for attestation in attestations]
         # On record before any engine serves: the audit holds every trained token against it.
         for engine, attestation, difference in zip(engines, attestations, differences, strict=True):
-            self.board.attestation(engine.worker_id, attestation, difference)
+            self.board.attestation(engine.spec.holder, attestation, difference)
         failpoints.reach("publish.attested")
         admit = rollout_pb2.AdmitRequest(fence=self.lease.fence, version=self.manifest.version)
         await asyncio.gather(
