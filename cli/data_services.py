@@ -46,7 +46,7 @@ class Services:
     def start_engine(self, spec: ServiceSpec) -> str:
         """host:port of a RolloutService that serves the spec's model; see engine_host.py."""
         os.environ.setdefault("GOMP_SPINCOUNT", "0")
-        return self._start(["crescendo.cli.engine_host"], replace(spec, token=self.token))
+        return self._start(["crescendo.cli.engine_host"], replace(spec, token=self.token, run_folder=self._folder.name))
 
     def _start(self, command: Sequence[str], spec: ServiceSpec) -> str:
         folder = Path(self._folder.name)

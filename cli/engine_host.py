@@ -12,15 +12,17 @@ import mmap
 import signal
 import sys
 from collections.abc import Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from crescendo.common.config.load import save_resolved
 from crescendo.common.config.rl import RlStepConfig, StageConfig
-from crescendo.common.config.schema import Config, StepConfig
+from crescendo.common.config.schema import Config, DataSourceConfig, ScorerConfig, StepConfig
 from crescendo.common.errors import CrescendoError, DataError, WeightMismatchError
 from crescendo.common.rpc import Client, Endpoint
-from crescendo.common.runfolder import write_atomically
-from crescendo.common.service import ServiceSpec
+from crescendo.common.runfolder import RunFolder, write_atomically
+from crescendo.common.service import ENTRY_POINT_GROUP, RunningService, ServiceSpec
 from crescendo.common.weights import manifest_digest, tensor_digest
 from crescendo.proto.v1 import common_pb2, rollout_pb2, rollout_pb2_grpc
 
@@ -48,12 +50,12 @@ def main() -> int:
 
 
 async def _serve(spec: ServiceSpec, ready_file: Path) -> None:
-    from crescendo.rollout.service import start_with
-
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    service = await start_with(spec, engine_config(spec), None)
+    save_resolved(engine_config(spec), RunFolder(Path(spec.run_folder)).config)
+    (rollout,) = entry_points(group=ENTRY_POINT_GROUP, name="rollout")
+    service: RunningService = await rollout.load()(spec)
     try:
         await _load(service.address, spec)
         write_atomically(ready_file, service.address)
@@ -78,12 +80,18 @@ async def _load(address: str, spec: ServiceSpec) -> None:
 
 
 def engine_config(spec: ServiceSpec) -> Config:
-    """A run's config as far as the rollout service reads it. Options: prompt and response tokens, engine, cache."""
+    """A run's config as far as the rollout service reads it; data and rewards are there because every run has them.
+
+    Options: max_prompt_tokens, max_tokens, kv_cache_gib.
+    """
     options = spec.options
+    unused = DataSourceConfig(name="task", path="clock_sum", num_prompts=1, domain="math")
     config = Config()
     config.run.name = "data"
     config.model.source = spec.model_path
     config.model.dtype = "float32" if spec.device == "cpu" else "bfloat16"
+    config.data.train = config.data.validation = unused
+    config.rewards.chains = {"math": [ScorerConfig(scorer="exact_match")]}
     config.data.max_prompt_tokens = int(options["max_prompt_tokens"])
     config.rollout.kv_cache_gib = float(options["kv_cache_gib"])
     config.rollout.prefix_caching = True  # the samples of a question share their prompt

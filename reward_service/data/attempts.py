@@ -7,11 +7,12 @@ RolloutService, verdicts from an executor.
     questions -> prompts -> Generate (one stream for a batch) -> texts -> executor -> tallies
 """
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
-from crescendo.common.errors import CrescendoError, DataError, DeadlineError, RequestError
+from crescendo.common.errors import CrescendoError, DataError, DeadlineError, InternalError, RequestError
 from crescendo.common.rpc import Client
 from crescendo.proto.v1 import common_pb2, rollout_pb2, rollout_pb2_grpc
 from crescendo.reward_service.data.grader import Grader
@@ -102,11 +103,13 @@ class Attempts:
             except DataError as error:
                 found[place].problem = error.message
         try:
-            await self._generate(tries)
-        except RequestError as error:
+            await self._generate(tries, is_alone=len(questions) == 1)
+        except (RequestError, InternalError) as error:
             # The engine refuses a prompt and with it the whole stream: alone, only that question is to blame.
             if len(questions) > 1:
                 return [(await self.tallies([question]))[0] for question in questions]
+            if not isinstance(error, RequestError):
+                raise
             return [Tally(problem=error.message)]
         verdicts = await self._grader.correct([(questions[one.place], self._text(one)) for one in tries])
         for one, is_correct in zip(tries, verdicts, strict=True):
@@ -130,26 +133,45 @@ class Attempts:
         guess = self._options.guess_prefix + text
         return guess if guess.count("{") <= guess.count("}") else guess + "}"
 
-    async def _generate(self, tries: list[_Try]) -> None:
-        for attempt in range(1, ENGINE_ATTEMPTS + 1):
-            waiting = [one for one in tries if not one.is_done]
-            for one in waiting:
-                one.tokens.clear()
-            try:
-                return await self._stream(waiting)
-            except CrescendoError as error:
-                if not error.retryable or attempt == ENGINE_ATTEMPTS:
-                    raise
-                log.warning("the engine failed: %s; %d responses are asked for again", error.message, len(waiting))
-        return None
+    async def _probe(self, tries: Sequence[_Try]) -> None:
+        """One sample and one guess ahead of the others, so that a refusal is heard: see `is_held` below."""
+        for is_guess in (False, True):
+            first = [one for one in tries if one.is_guess is is_guess][:1]
+            if first:
+                await self._stream(first, is_held=True)
 
-    async def _stream(self, tries: list[_Try]) -> None:
+    async def _generate(self, tries: Sequence[_Try], *, is_alone: bool) -> None:
+        for attempt in range(1, ENGINE_ATTEMPTS + 1):
+            for one in tries:
+                if not one.is_done:
+                    one.tokens.clear()
+            try:
+                if is_alone:
+                    await self._probe([one for one in tries if not one.is_done])
+                waiting = [one for one in tries if not one.is_done]
+                if waiting:
+                    await self._stream(waiting)
+                return
+            except CrescendoError as error:
+                is_final = not error.retryable and not isinstance(error, InternalError)
+                if is_final or attempt == ENGINE_ATTEMPTS:
+                    raise
+                log.warning("the engine failed: %s; what is missing is asked for again", error.message)
+
+    async def _stream(self, tries: Sequence[_Try], *, is_held: bool = False) -> None:
+        """is_held: nothing is sent while an answer is due. grpc.aio forgets the status of a call that the server ends
+        while the client is writing, and says INTERNAL instead."""
+        answered = asyncio.Event()
+
         async def requests() -> AsyncIterator[rollout_pb2.GenerateRequest]:
             for number, one in enumerate(tries):
                 yield self._request(str(number), one)
+            if is_held:
+                await answered.wait()
 
         stream = self._client.stream(self._client.stub.Generate, requests(), timeout_s=self._options.timeout_s)
         async for answer in stream:
+            answered.set()
             for delta in answer.deltas:
                 one = tries[int(delta.request_id)]
                 one.tokens.extend(delta.token_ids)
