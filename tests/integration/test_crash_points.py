@@ -1,0 +1,130 @@
+"""Kill -9 at every named crash point of an iteration, a commit, a rollback and a resumption; then resume, then audit.
+
+The points are drawn in controller/loop/commits.py. Controller, loop, buffer, Valkey and rollout service are real; the
+trainer is one whose weights list what trained them (light_services.py), so the weights themselves are asked what they
+have seen. test_chaos.py kills the real trainer and the real engines.
+"""
+
+import asyncio
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from crescendo.buffer import EmbeddedServer, connect
+from crescendo.common.config import load_resolved
+from crescendo.common.types import TrajectoryId
+from crescendo.common.weights import stale_shm_files
+from crescendo.controller.chaos import audit, gather
+from crescendo.controller.chaos.audit import batches_on, line_of, surviving_branch
+from crescendo.controller.loop import commits
+from tests.integration.light_run import LightRun
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+
+REPOSITORY = Path(__file__).parents[2]
+
+# Where a life ends: point:count. Some points lie in a resumption only and need a death before.
+LIVES: list[tuple[str, ...]] = [
+    ("sft.trained:1",),
+    ("sample.opened:3",),
+    ("rollout.begun:3",),
+    ("engine.claimed:4",),
+    ("engine.stepped:40",),
+    ("engine.flushed:5",),
+    ("rollout.parked:3",),
+    ("score.settled:2",),
+    ("switch.reclaimed:3",),
+    ("train.numbered:3",),
+    ("train.recorded:3",),
+    ("trainer.stepped:3",),
+    ("train.stepped:2",),
+    ("trainer.published:3",),
+    ("publish.registered:3",),
+    ("engine.loaded:3",),
+    ("publish.attested:3",),
+    ("publish.admitted:3",),
+    ("validate.done:3",),
+    ("trainer.saving:2",),
+    ("commit.saved:2",),
+    ("rename commit-00000002.json:1",),
+    ("commit.renamed:2",),
+    ("commit.rolled:2",),
+    ("prune.unlisted:1",),
+    ("rollback.opened:1",),
+    ("rollback.loaded:1",),
+    ("stage.left:1",),
+    ("train.stepped:3", "resume.loaded:1"),
+    ("train.stepped:3", "resume.rolled:1"),
+    ("train.stepped:3", "resume.retrained:1", "trainer.stepped:1"),
+    ("rollback.opened:1", "rollback.loaded:1", "commit.saved:1"),
+    ("finish.exported:1",),
+    ("finish.committed:1",),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("deaths", LIVES, ids=lambda deaths: "+".join(deaths).replace(" ", "-"))
+def test_a_run_killed_at_a_crash_point_loses_nothing_and_repeats_nothing(
+    deaths: tuple[str, ...], tmp_path: Path
+) -> None:
+    run = LightRun.prepare(tmp_path)
+    for number, death in enumerate(deaths):
+        marker = tmp_path / f"died-{number}"
+        assert run.live(f"{death}:{marker}") == -9, f"{death} was never reached: {run.last_words()}"
+        assert marker.exists()
+    assert run.live() == 0, run.last_words()
+    assert_promises_kept(run)
+
+
+def test_a_manual_promotion_survives_a_death_between_its_rollback_and_its_commit(tmp_path: Path) -> None:
+    run = LightRun.prepare(
+        tmp_path, "steps.1.rl.stages.0.gate.name=manual", "steps.1.rl.stages.0.max_iterations=30",
+        "steps.1.rl.stages.0.on_max_iterations=stop",
+    )  # fmt: skip
+    assert run.live(f"rollback.opened:1:{tmp_path / 'died'}", promote_after=3) == -9
+    assert run.live() == 0, run.last_words()
+    assert len(run.events("stage.promote")) == 1
+    assert_promises_kept(run)
+
+
+def assert_promises_kept(run: LightRun) -> None:
+    evidence = asyncio.run(gather(run.folder))
+    assert evidence.history.complete
+    assert audit(evidence) == []
+    assert stale_shm_files(run.folder.run_id()) == []
+    named = {manifest.folder for manifest in evidence.manifests}
+    assert {path.name for path in run.folder.checkpoints.iterdir() if path.is_dir()} == named
+    assert [path.name for path in run.folder.checkpoints.iterdir() if path.name.startswith(".")] == []
+    weights = json.loads((run.folder.export / "weights.json").read_text())
+    assert [line for line in weights if line.startswith("sft")] == ["sft 0 4"]
+    batches = batches_on(line_of(surviving_branch(evidence), evidence.branches), evidence)
+    names = [[name for group in batch.groups for name in group.trajectory_ids] for batch in batches]
+    tokens = asyncio.run(token_digests(run, names))
+    assert [line for line in weights if line.startswith("rl")] == [
+        f"rl {batch.branch} {batch.iteration} {digest} {' '.join(members)}"
+        for batch, digest, members in zip(batches, tokens, names, strict=True)
+    ]
+
+
+async def token_digests(run: LightRun, batches: list[list[str]]) -> list[str]:
+    """What the light trainer remembers of the tokens of each batch, from the buffer as it is now."""
+    server = EmbeddedServer.from_config(run.folder.buffer, load_resolved(run.folder.config).buffer)
+    buffer = await connect(await asyncio.to_thread(server.start), run.folder.run_id())
+    try:
+        found = [await buffer.load_trajectories([TrajectoryId(name) for name in names]) for names in batches]
+    finally:
+        await buffer.close()
+        await asyncio.to_thread(server.stop)
+    return [hashlib.sha256(b"".join(one.token_ids.tobytes() for one in batch)).hexdigest()[:16] for batch in found]
+
+
+def test_every_crash_point_is_drawn_and_tested() -> None:
+    folders = ("common", "controller", "rollout", "trainer", "buffer")
+    sources = [path.read_text() for folder in folders for path in (REPOSITORY / folder).rglob("*.py")]
+    named = {name for text in sources for name in re.findall(r'failpoints\.reach\("([a-z.]+)"', text)}
+    drawn = {word for line in (commits.__doc__ or "").splitlines() for word in line.split()}
+    tested = {death.split(":")[0] for deaths in LIVES for death in deaths}
+    assert named - drawn == set()
+    assert named - tested == set()
