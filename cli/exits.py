@@ -6,7 +6,7 @@ from enum import IntEnum
 from rich.console import Console
 from rich.text import Text
 
-from crescendo.common.errors import CrescendoError
+from crescendo.common.errors import TEMPORARY, CrescendoError
 
 
 class Exit(IntEnum):
@@ -16,6 +16,7 @@ class Exit(IntEnum):
     FAILED = 1
     BAD_INPUT = 2
     ENVIRONMENT = 3
+    TEMPORARY = TEMPORARY
     INTERRUPTED = 130
 
 
@@ -27,6 +28,7 @@ def describe() -> str:
         "  1    the run failed\n"
         "  2    bad input: arguments, run file, data or run folder\n"
         "  3    the machine lacks something: see `crescendo doctor`\n"
+        "  75   the run lost what it needs, or was killed: resume it (`--restarts N` does so by itself)\n"
         "  130  interrupted; the run can be resumed\n"
     )
 

@@ -26,13 +26,16 @@ class Update:
 
 
 async def wait_for_controller(
-    folder: RunFolder, is_alive: Callable[[], bool], limit_s: float
+    folder: RunFolder, pid: int, is_alive: Callable[[], bool], limit_s: float
 ) -> ControllerAddress | None:
-    """The controller's address once it serves; None when it ended first. Raises WorkerStartError after limit_s."""
+    """The address of the controller with a process id, once it serves; None when it ended first.
+
+    Raises WorkerStartError after limit_s.
+    """
     deadline = asyncio.get_running_loop().time() + limit_s
     while is_alive():
         found = read_controller(folder)
-        if found is not None:
+        if found is not None and found.pid == pid:
             return found
         if asyncio.get_running_loop().time() > deadline:
             raise WorkerStartError(

@@ -119,7 +119,7 @@ def _add_run_commands(commands: Commands) -> None:
             metavar="N",
             type=int,
             default=0,
-            help="resume by itself up to N times in a row when the run ends with exit code 75; a commit resets the count",
+            help="resume by itself after exit code 75, up to N times without a commit in between",
         )
         command.add_argument(
             "--take-over",

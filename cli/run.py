@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import json
 import signal
+import time
 from collections import deque
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from crescendo.common.config import Config, load_config, load_resolved, save_res
 from crescendo.common.control import ControllerClient, read_controller
 from crescendo.common.errors import CrescendoError, RunFolderError
 from crescendo.common.runfolder import RunFolder
+from crescendo.controller.ownership import is_stale
 from crescendo.proto.v1 import controller_pb2
 
 CONTROLLER_MODULE = "crescendo.controller"
@@ -44,19 +46,26 @@ def run(options: argparse.Namespace) -> int:
     """Starts a new run."""
     overrides = list(options.set) + ([f"run.name={options.name}"] if options.name else [])
     config = load_config(Path(options.recipe), overrides)
+    root = Path(config.run.folder) / config.run.name
+    if options.resume and RunFolder(root).identity.exists():
+        return _continue(RunFolder.open_existing(root), options)
     preflight(config)
-    folder = RunFolder.create(Path(config.run.folder) / config.run.name, config.run.name)
+    folder = RunFolder.create(root, config.run.name)
     save_resolved(config, folder.config)
-    return Session(folder, config, plain=options.plain, console=config.console.enabled and options.console).go()
+    return _live(folder, config, options)
 
 
 def resume(options: argparse.Namespace) -> int:
     """Continues a run that stopped or died."""
-    folder = find_run(options.run)
+    return _continue(find_run(options.run), options)
+
+
+def _continue(folder: RunFolder, options: argparse.Namespace) -> int:
     found = read_controller(folder)
-    if found is not None:
+    if found is not None and not options.take_over and not is_stale(folder):
         raise RunFolderError(
-            f"{folder.root} is running already, as process {found.pid}.", fix=f"Look: crescendo watch {folder.root}"
+            f"{folder.root} is running already, as process {found.pid}.",
+            fix=f"Look: crescendo watch {folder.root}. When it hangs: crescendo resume {folder.root} --take-over",
         )
     config = load_resolved(folder.config)
     if folder.summary.exists():
@@ -65,14 +74,41 @@ def resume(options: argparse.Namespace) -> int:
         display.say(f"{folder.root} has finished; there is nothing to resume.")
         return Exit.DONE
     preflight(config)
-    return Session(folder, config, plain=options.plain, console=config.console.enabled and options.console).go()
+    return _live(folder, config, options)
+
+
+def _live(folder: RunFolder, config: Config, options: argparse.Namespace) -> int:
+    """Lives of the run under this command: the first, and restarts after ends that may pass by themselves."""
+    recovery = config.recovery
+    console = config.console.enabled and options.console
+    take_over, failures = options.take_over, 0
+    while True:
+        commits = set(folder.checkpoints.glob("commit-*.json"))
+        session = Session(folder, config, plain=options.plain, console=console, take_over=take_over)
+        code = session.go()
+        failures = 1 if set(folder.checkpoints.glob("commit-*.json")) != commits else failures + 1
+        if code != Exit.TEMPORARY or failures > options.restarts:
+            return code
+        take_over = False  # the folder is ours by now, or somebody took it from us
+        wait_s = min(recovery.max_backoff_s, recovery.backoff_s * 2 ** (failures - 1))
+        session.say(f"restart {failures} of {options.restarts} in {wait_s:.0f} s; Ctrl-C leaves it for later")
+        for number in _INTERRUPTS:  # ignored while the processes ended
+            signal.signal(number, _interrupt_wait)
+        time.sleep(wait_s)
+
+
+def _interrupt_wait(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 class Session:
     """One life of a run's processes under this command."""
 
-    def __init__(self, folder: RunFolder, config: Config, *, plain: bool, console: bool) -> None:
+    def __init__(
+        self, folder: RunFolder, config: Config, *, plain: bool, console: bool, take_over: bool = False
+    ) -> None:
         self._folder = folder
+        self._options = ["--take-over"] if take_over else []
         self._config = config
         self._with_console = console
         self._display = Display(plain=plain)
@@ -85,13 +121,18 @@ class Session:
         self._following: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
 
+    def say(self, text: str) -> None:
+        """Prints a line."""
+        self._display.say(text)
+
     def go(self) -> int:
         """Starts, follows, ends; returns the exit code."""
         adopt_orphans()
         root = str(self._folder.root)
         self._display.say(f"run folder  {root}")
         try:
-            self._controller = spawn([CONTROLLER_MODULE, "--run-folder", root], self._folder.logs / "controller.log")
+            arguments = [CONTROLLER_MODULE, "--run-folder", root, *self._options]
+            self._controller = spawn(arguments, self._folder.logs / "controller.log")
             if self._with_console:
                 self._console = self._start_console()
             with self._display:
@@ -128,7 +169,8 @@ class Session:
 
     async def _follow_controller(self) -> None:
         alive = self._is_controller_alive
-        address = await wait_for_controller(self._folder, alive, self._config.deadlines.start_s)
+        pid = self._controller.pid if self._controller is not None else 0
+        address = await wait_for_controller(self._folder, pid, alive, self._config.deadlines.start_s)
         if address is None:
             return
         async with connected(self._folder, address) as client:
@@ -208,7 +250,9 @@ class Session:
         how = f"signal {-code}" if code < 0 else f"code {code}"
         self._display.say(f"the run failed (controller ended with {how}). Log: {self._folder.logs / 'controller.log'}")
         self._display.say(f"When it is fixed, continue with: crescendo resume {root}")
-        return code if code in (Exit.BAD_INPUT, Exit.ENVIRONMENT) else Exit.FAILED
+        if code < 0:  # killed, by whom ever: what it was doing is in the buffer and the run folder
+            return Exit.TEMPORARY
+        return code if code in (Exit.BAD_INPUT, Exit.ENVIRONMENT, Exit.TEMPORARY) else Exit.FAILED
 
 
 def last_errors(log: Path) -> list[str]:

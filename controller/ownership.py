@@ -82,4 +82,4 @@ def is_stale(folder: RunFolder) -> bool:
     try:
         return time.time() - folder.lock.stat().st_mtime > STALE_S
     except FileNotFoundError:
-        return True
+        return False

@@ -28,6 +28,7 @@ BATCH_ITEMS = 256
 WAIT_S = 0.5
 SETTLE_POLL_S = 0.01
 FAULT_BACKOFF_S = 0.2
+MOVE_S = 2.0  # from a fence in the buffer to the same fence in the lease
 
 
 def chain_of(
@@ -78,14 +79,18 @@ class ScoringLoop:
     iteration: int | None = None
     num_excluded: int = 0
     _in_flight: int = 0
+    _stopping: bool = False
+    _away: bool = False
     _task: asyncio.Task[None] | None = field(default=None)
 
     def start(self) -> None:
         """Begins to score in the background."""
+        self._stopping = False
         self._task = asyncio.create_task(self._run(), name="scoring")
 
     async def stop(self) -> None:
         """Ends the loop; what it had taken is handed out again later."""
+        self._stopping = True  # a client library may swallow a cancellation
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -107,42 +112,84 @@ class ScoringLoop:
             await asyncio.sleep(SETTLE_POLL_S)
 
     async def _run(self) -> None:
-        while True:
+        while not self._stopping:
+            fence = self.lease.fence
             try:
-                claims = await self.buffer.claim_finished(self.lease.fence, limit=BATCH_ITEMS, wait_s=WAIT_S)
+                claims = await self.buffer.claim_finished(fence, limit=BATCH_ITEMS, wait_s=WAIT_S)
                 if claims:
                     await self._score(claims)
-            except StaleFenceError as error:
-                # The lease moved while we waited; a newer controller would have a higher epoch.
-                log.debug("scoring retries with the new fence: %s", error)
-                await asyncio.sleep(SETTLE_POLL_S)
+            except StaleFenceError:
+                if not await self._lease_moved(fence):
+                    raise
             except CrescendoError as error:
                 if not error.retryable:
                     raise
                 self.board.event("scoring.retried", str(error), severity="warning")
                 await asyncio.sleep(FAULT_BACKOFF_S)
 
+    async def _lease_moved(self, used: common_pb2.Fence) -> bool:
+        """Whether our own lease moved on since a fence was used; else a newer controller took over."""
+        for _ in range(round(MOVE_S / SETTLE_POLL_S)):
+            if self.lease.fence != used:
+                return True
+            await asyncio.sleep(SETTLE_POLL_S)
+        return False
+
     async def _score(self, claims: Sequence[Claim]) -> None:
+        """Scores what was claimed. Time in which the service is away is no attempt: its items are not at fault."""
         self._in_flight += len(claims)
+        waiting = {claim.trajectory.trajectory_id: claim for claim in claims}
+        reasons: dict[str, str] = {}
+        attempt = 0
         try:
-            waiting = {claim.trajectory.trajectory_id: claim for claim in claims}
-            for attempt in range(1, self.config.reward_service.attempts + 1):
-                results = await self._request(list(waiting.values()))
+            while waiting and attempt < self.config.reward_service.attempts and not self._stopping:
+                results = await self._results(list(waiting.values()))
                 good = {result.item_id: result for result in results if not result.HasField("fault")}
-                scored = [
-                    Scored(claim.trajectory.trajectory_id, tuple(good[claim.trajectory.trajectory_id].components))
-                    for claim in waiting.values()
-                    if claim.trajectory.trajectory_id in good
-                ]
-                if scored:
-                    await self.buffer.score(self.lease.fence, scored)
+                reasons |= {result.item_id: result.fault.message for result in results if result.HasField("fault")}
+                await self._store([Scored(key, tuple(good[key].components)) for key in waiting if key in good])
                 waiting = {key: claim for key, claim in waiting.items() if key not in good}
-                if not waiting:
-                    return
-                await asyncio.sleep(FAULT_BACKOFF_S * attempt)
-            await self._exclude({r.item_id: r.fault.message for r in results if r.item_id in waiting}, waiting)
+                if waiting:
+                    attempt += await self._is_well()
+                    await asyncio.sleep(FAULT_BACKOFF_S * max(1, attempt))
+            if not self._stopping:
+                await self._exclude(reasons, waiting)
         finally:
             self._in_flight -= len(claims)
+
+    async def _results(self, claims: Sequence[Claim]) -> list[reward_pb2.ScoreResult]:
+        """The service's answer; none while it is away, which Supervisor sees to."""
+        try:
+            results = await self._request(claims)
+        except CrescendoError as error:
+            if not error.retryable:
+                raise
+            if not self._away:
+                self.board.event("scoring.retried", str(error), severity="warning")
+            self._away = True
+            return []
+        self._away = False
+        return results
+
+    async def _is_well(self) -> bool:
+        """Whether the service and what it stands on answer, so that a fault is the item's."""
+        workers = [one for one in self.fleet.workers.values() if one.role in ("reward", "executor")]
+        try:
+            await asyncio.gather(*(worker.refresh(self.config.deadlines.call_s) for worker in workers))
+        except CrescendoError as error:
+            log.warning("the reward service is away: %s", error)
+            return False
+        return True
+
+    async def _store(self, scored: Sequence[Scored]) -> None:
+        while scored:
+            fence = self.lease.fence
+            try:
+                await self.buffer.score(fence, scored)
+            except StaleFenceError:
+                if not await self._lease_moved(fence):
+                    raise
+            else:
+                return
 
     async def _request(self, claims: Sequence[Claim]) -> list[reward_pb2.ScoreResult]:
         item_s = self.config.reward_service.item_deadline_s

@@ -151,7 +151,7 @@ def test_a_failed_run_says_why_and_how_to_go_on(workplace: Workplace) -> None:
 
 def test_a_killed_controller_is_reported_with_its_last_words(workplace: Workplace) -> None:
     code, text = workplace.call("run", "recipe.yaml", "--plain", fake="die")
-    assert code == 1
+    assert code == 75
     assert "Fatal: out of memory" in text
     assert "signal 9" in text
     workplace.assert_nothing_runs()
@@ -195,6 +195,29 @@ def test_a_killed_command_takes_the_controller_along(workplace: Workplace) -> No
     process.communicate(timeout=LIMIT_S)
     workplace.wait_for(lambda: not psutil.pid_exists(controller))
     psutil.Process(int((workplace.run_folder / "orphan.pid").read_text())).kill()
+
+
+def test_an_unattended_run_restarts_as_often_as_asked(workplace: Workplace) -> None:
+    quick = ("--set", "recovery.backoff_s=0.1")
+    code, text = workplace.call("run", "recipe.yaml", "--plain", "--restarts", "2", *quick, fake="die")
+    assert code == 75
+    assert [line[:14] for line in text.splitlines() if line.startswith("restart ")] == [
+        "restart 1 of 2",
+        "restart 2 of 2",
+    ]
+    workplace.assert_nothing_runs()
+    code, text = workplace.call("run", "recipe.yaml", "--plain", "--resume", fake="done")
+    assert code == 0, text
+
+
+def test_what_cannot_pass_by_itself_and_ctrl_c_are_not_restarted(workplace: Workplace) -> None:
+    code, text = workplace.call("run", "recipe.yaml", "--plain", "--restarts", "5", fake="fail")
+    assert (code, "restart" in text) == (3, False)
+    process = workplace.start("run", "recipe.yaml", "--plain", "--restarts", "5", "--name", "other", fake="endless")
+    workplace.wait_for(lambda: (workplace.root / "runs" / "other" / "metrics.jsonl").exists())
+    process.send_signal(signal.SIGINT)
+    text, _ = process.communicate(timeout=LIMIT_S)
+    assert (process.returncode, "restart " in text) == (130, False)
 
 
 def test_a_controller_that_never_serves_is_given_up(workplace: Workplace) -> None:
