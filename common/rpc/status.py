@@ -21,6 +21,9 @@ from crescendo.proto.v1 import common_pb2
 
 log = logging.getLogger(__name__)
 
+# What grpc.aio makes of a message that found its stream broken or ended; the peer's own status is lost then.
+_WRITE_TO_ENDED_CALL = "Internal error from Core"
+
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 # Errors travel as HTTP/2 trailers, of which gRPC takes 8 KiB by default; a message may quote what was wrong.
@@ -81,7 +84,7 @@ def to_error(failure: grpc.RpcError) -> errors.CrescendoError:
         return from_detail(detail)
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
         return errors.DeadlineError(text or "the call passed its deadline.")
-    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED) or text == _WRITE_TO_ENDED_CALL:
         return errors.WorkerLostError(text or "the service is unreachable.")
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
         return errors.OverloadError(text, retry_after_s=delay_s)
