@@ -12,12 +12,14 @@ _CHUNK = 1 << 16
 class Capture:
     """One output stream. `writer` goes to the program; `finish` when the program is gone.
 
-    limit: bytes kept; when more arrive, `on_excess` is called once and the rest is dropped.
+    limit: bytes kept; when more arrive, `on_excess` is called once and the rest is dropped. on_first: called when the
+    first byte arrives.
     """
 
-    def __init__(self, limit: int, on_excess: Callable[[], None]) -> None:
+    def __init__(self, limit: int, on_excess: Callable[[], None], on_first: Callable[[], None] = lambda: None) -> None:
         self._limit = limit
         self._on_excess = on_excess
+        self._on_first = on_first
         self._parts: list[bytes] = []
         self._size = 0
         self.is_truncated = False
@@ -51,6 +53,8 @@ class Capture:
             return False
         if self.is_truncated:
             return True
+        if not self._size:
+            self._on_first()
         kept = data[: self._limit - self._size]
         self._parts.append(kept)
         self._size += len(kept)
@@ -67,9 +71,9 @@ class Capture:
             self._reader = -1
 
 
-def standard_input(data: bytes) -> int:
+def sealed_file(data: bytes) -> int:
     """A descriptor of an anonymous file with these bytes, at its beginning; sealed, so that nobody writes into it."""
-    descriptor = os.memfd_create("stdin", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    descriptor = os.memfd_create("input", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]

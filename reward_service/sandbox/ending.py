@@ -42,6 +42,7 @@ def ending_of(facts: Facts, limits: Limits) -> tuple[Ending, int, str]:
 _REASONS = {
     Ending.TIMEOUT: "ran longer than {limits.wall_s:g} s",
     Ending.OUTPUT: "wrote more than {limits.output_bytes} bytes",
+    Ending.SANDBOX_ERROR: "the jail did not start the program in time",
     Ending.MEMORY: "used more than {limits.memory_bytes} bytes of memory",
 }
 

@@ -14,9 +14,12 @@ from dataclasses import dataclass, field
 from crescendo.common.errors import CrescendoError, WorkerStartError
 from crescendo.reward_service.sandbox.boundary import KernelFacts, boundary_of
 from crescendo.reward_service.sandbox.cgroups import CgroupPool
+from crescendo.reward_service.sandbox.cold import ColdSandbox, Maker
 from crescendo.reward_service.sandbox.options import AUTO, SandboxOptions
 from crescendo.reward_service.sandbox.protocol import Boundary, Ending, Jail, Outcome, Posture, Program, Sandbox
+from crescendo.reward_service.sandbox.runsc import Runsc
 from crescendo.reward_service.sandbox.warm import WarmOptions, WarmSandbox
+from crescendo.reward_service.sandbox.zygote_process import own_interpreter
 
 log = logging.getLogger(__name__)
 
@@ -58,14 +61,14 @@ async def open_sandbox(options: SandboxOptions) -> Opened:
     wanted = STRONGEST_FIRST if options.jail == AUTO else (Jail(options.jail),)
     for jail in wanted:
         try:
-            sandbox = await _open(jail, boundary, options)
+            sandbox, jail_proof = await _open(jail, boundary, options)
         except CrescendoError as error:
             refusals[jail] = error.message
             continue
         posture = sandbox.posture
         if options.floor.is_met_by(posture.boundary, posture.jail):
-            log.info("sandbox: %s on %s (%s)", posture.jail, posture.boundary, proof)
-            return Opened(sandbox, proof, refusals)
+            log.info("sandbox: %s on %s (%s)", posture.jail, posture.boundary, jail_proof or proof)
+            return Opened(sandbox, jail_proof or proof, refusals)
         await sandbox.close()
         refusals[jail] = f"{posture.boundary}/{posture.jail} is below the floor {options.floor}"
     reason = "; ".join(f"{jail}: {why}" for jail, why in refusals.items())
@@ -74,12 +77,22 @@ async def open_sandbox(options: SandboxOptions) -> Opened:
     return Opened(Closed(posture, f"no sandbox at or above {options.floor} works here: {reason}"), proof, refusals)
 
 
-async def _open(jail: Jail, boundary: Boundary, options: SandboxOptions) -> Sandbox:
-    if jail is Jail.RUNSC:
-        raise WorkerStartError("not built yet")
+async def _open(jail: Jail, boundary: Boundary, options: SandboxOptions) -> tuple[Sandbox, str]:
+    """The sandbox, and the proof of its boundary where that is not ours."""
     if jail is Jail.PROCESS:
         raise WorkerStartError("it is for scorers, not for programs")
-    return await open_warm(jail, boundary, options)
+    if jail is Jail.RUNSC:
+        maker = await Runsc.find(options.interpreter or own_interpreter())
+        posture = Posture(Boundary.GVISOR, jail, is_warm=False, limits_by="rlimit")
+        return await open_cold(maker, posture, options), maker.proof
+    return await open_warm(jail, boundary, options), ""
+
+
+async def open_cold(maker: Maker, posture: Posture, options: SandboxOptions) -> ColdSandbox:
+    """A sandbox whose jail is made by a command, after the probe; raises WorkerStartError."""
+    sandbox = ColdSandbox(maker, posture, options.concurrency)
+    await _probe(sandbox)
+    return sandbox
 
 
 async def open_warm(jail: Jail, boundary: Boundary, options: SandboxOptions) -> WarmSandbox:
@@ -95,11 +108,19 @@ async def open_warm(jail: Jail, boundary: Boundary, options: SandboxOptions) -> 
     sandbox = WarmSandbox(made_of, posture, cgroups)
     try:
         await sandbox.start()
-        outcome = await sandbox.run(Program("python", {"main.py": _PROBE}), PROBE_S)
     except BaseException:
         await sandbox.close()
         raise
-    if outcome.stdout != b"42\n":
-        await sandbox.close()
-        raise WorkerStartError(f"the probe did not run: {outcome.reason or outcome.stderr[:500]!r}")
+    await _probe(sandbox)
     return sandbox
+
+
+async def _probe(sandbox: Sandbox) -> None:
+    """Closes the sandbox and raises WorkerStartError unless a program runs in it."""
+    try:
+        outcome = await sandbox.run(Program("python", {"main.py": _PROBE}), PROBE_S)
+        if outcome.stdout != b"42\n":
+            raise WorkerStartError(f"the probe did not run: {outcome.reason or outcome.stderr[:500]!r}")
+    except BaseException:
+        await sandbox.close()
+        raise

@@ -107,6 +107,8 @@ class Program:
             raise RequestError(f"files: {len(self.files)} of them; at most {MAX_NUM_FILES}.", field="files")
         if (size := sum(map(len, self.files.values())) + len(self.stdin)) > MAX_INPUT_BYTES:
             raise RequestError(f"files and stdin have {size} bytes; at most {MAX_INPUT_BYTES}.", field="files")
+        if any("\0" in text for text in self.arguments):
+            raise RequestError("arguments: one holds a NUL character.", field="arguments")
         if (size := sum(len(text.encode()) for text in self.arguments)) > MAX_ARGUMENT_BYTES:
             raise RequestError(f"arguments have {size} bytes; at most {MAX_ARGUMENT_BYTES}.", field="arguments")
         for name, value in self.environment.items():

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from crescendo.reward_service.sandbox.capture import Capture, standard_input
+from crescendo.reward_service.sandbox.capture import Capture, sealed_file
 from crescendo.reward_service.sandbox.cgroups import Slot
 from crescendo.reward_service.sandbox.ending import Facts, ending_of
 from crescendo.reward_service.sandbox.inside import wire
@@ -24,6 +24,18 @@ from crescendo.reward_service.sandbox.zygote_process import Child, Ended
 POLL_S = 0.05
 # What the interpreter itself takes of a cgroup's memory: copied pages, page tables, kernel memory.
 INTERPRETER_BYTES = 32 * MIB
+
+
+def start_of(program: Program, folder: str = "") -> wire.Start:
+    """What a jail needs to know of a program."""
+    limits = program.limits
+    return wire.Start(
+        entry=PROFILES[program.profile].entry,
+        folder=folder,
+        limits=(limits.memory_bytes, ceil(limits.cpu_s), limits.file_bytes, limits.num_processes),
+        arguments=program.arguments,
+        environment=program.environment,
+    )
 
 
 class Run:
@@ -77,19 +89,9 @@ class Run:
 
     async def _send(self, folder: str, stdout: Capture, stderr: Capture) -> None:
         program = self._program
-        limits = program.limits
-        start = wire.Start(
-            entry=PROFILES[program.profile].entry,
-            arguments=program.arguments,
-            environment=dict(program.environment),
-            memory_bytes=limits.memory_bytes,
-            cpu_s=ceil(limits.cpu_s),
-            file_bytes=limits.file_bytes,
-            num_processes=limits.num_processes,
-            folder=folder,
-        )
+        start = start_of(program, folder)
         message = start.encode(program.files)
-        stdin = standard_input(program.stdin)
+        stdin = sealed_file(program.stdin)
         control = self._child.control
         try:
             sent = socket.send_fds(control, [message], [stdin, stdout.writer, stderr.writer])
@@ -104,7 +106,7 @@ class Run:
 
     def _facts(self, ended: Ended) -> Facts:
         try:
-            said = self._child.control.recv(wire.MAX_PACKET)
+            said = self._child.control.recv(wire.MAX_TROUBLE_BYTES)
         except OSError:
             said = b""
         return Facts(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from crescendo.common.errors import DeadlineError, OverloadError, WorkerLostError
 from crescendo.reward_service.sandbox.cgroups import CgroupPool, Slot
-from crescendo.reward_service.sandbox.inside import wire
+from crescendo.reward_service.sandbox.inside import packets
 from crescendo.reward_service.sandbox.profiles import COMMON_IMPORTS, PROFILES
 from crescendo.reward_service.sandbox.protocol import Ending, Jail, Limits, Outcome, Posture, Program
 from crescendo.reward_service.sandbox.run import Run, read_only_folder
@@ -28,7 +28,7 @@ START_S = 30.0
 RETRY_S = 0.5
 # The uid that root's children get. Nothing else runs under it, and it owns no file.
 CANDIDATE_UID = 64200
-_DEFAULT_SHAPE = wire.ForkRequest(Limits().files_bytes, Limits().num_files)
+_DEFAULT_SHAPE = packets.ForkRequest(Limits().files_bytes, Limits().num_files)
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Inmate:
     zygote: ZygoteProcess
     child: Child
     slot: Slot | None
-    shape: wire.ForkRequest
+    shape: packets.ForkRequest
 
 
 class WarmSandbox:
@@ -119,7 +119,7 @@ class WarmSandbox:
 
     async def _run_alone(self, program: Program) -> Outcome:
         limits = program.limits
-        inmate = await self._inmate(wire.ForkRequest(limits.files_bytes, limits.num_files))
+        inmate = await self._inmate(packets.ForkRequest(limits.files_bytes, limits.num_files))
         self.num_started += 1
         with contextlib.ExitStack() as folders:
             try:
@@ -133,7 +133,7 @@ class WarmSandbox:
 
     # Children.
 
-    async def _inmate(self, shape: wire.ForkRequest) -> Inmate:
+    async def _inmate(self, shape: packets.ForkRequest) -> Inmate:
         if self._options.is_cold:
             return await self._admit(await self._new_zygote(), shape)
         while self._ready and self._ready[0].shape == shape:
@@ -144,7 +144,7 @@ class WarmSandbox:
             await self._bury(inmate)
         return await self._admit(await self._living_zygote(), shape)
 
-    async def _admit(self, zygote: ZygoteProcess, shape: wire.ForkRequest) -> Inmate:
+    async def _admit(self, zygote: ZygoteProcess, shape: packets.ForkRequest) -> Inmate:
         slot = self._cgroups.take() if self._cgroups else None
         try:
             child = await zygote.fork(shape, slot.descriptors if slot else ())

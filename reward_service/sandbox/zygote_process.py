@@ -15,7 +15,7 @@ from pathlib import Path
 
 import crescendo
 from crescendo.common.errors import WorkerLostError, WorkerStartError
-from crescendo.reward_service.sandbox.inside import wire
+from crescendo.reward_service.sandbox.inside import packets
 
 _START = (
     "import sys; sys.path.insert(0, {path!r}); "
@@ -120,7 +120,7 @@ class ZygoteProcess:
             raise WorkerStartError(f"the {jail} jail cannot be made: {reason}") from None
         return zygote
 
-    async def fork(self, shape: wire.ForkRequest, cgroup_descriptors: Sequence[int] = ()) -> Child:
+    async def fork(self, shape: packets.ForkRequest, cgroup_descriptors: Sequence[int] = ()) -> Child:
         """A child in a fresh jail. cgroup_descriptors: open `cgroup.procs` files that it joins first."""
         if self.is_lost:
             raise WorkerLostError("the sandbox's zygote has ended.")
@@ -146,7 +146,7 @@ class ZygoteProcess:
 
     def _receive(self) -> None:
         try:
-            data, descriptors, _, _ = socket.recv_fds(self._requests, wire.MAX_PACKET, _MAX_DESCRIPTORS)
+            data, descriptors, _, _ = socket.recv_fds(self._requests, packets.MAX_PACKET, _MAX_DESCRIPTORS)
         except BlockingIOError:
             return None
         except OSError as error:

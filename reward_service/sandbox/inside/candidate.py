@@ -4,20 +4,22 @@ Called in a process that is already jailed; `run` never returns. The candidate s
 it, except that modules which the zygote had imported are loaded already.
 """
 
+from __future__ import annotations
+
 import atexit
 import gc
 import io
 import os
-import random
 import resource
 import sys
-import threading
-import traceback
-import types
-from collections.abc import Mapping
-from typing import NoReturn
 
 from crescendo.reward_service.sandbox.inside.wire import Start
+
+TYPE_CHECKING = False  # a cold interpreter starts faster without `typing` and `collections`
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import ModuleType
+    from typing import NoReturn
 
 MAX_DESCRIPTORS = 64
 MAX_PENDING_SIGNALS = 64
@@ -38,17 +40,23 @@ def apply_limits(start: Start, address_space_bytes: int, *, counts_processes: bo
         (resource.RLIMIT_NOFILE, MAX_DESCRIPTORS),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_MEMLOCK, 0),
-        (resource.RLIMIT_MSGQUEUE, 0),
-        (resource.RLIMIT_SIGPENDING, MAX_PENDING_SIGNALS),
-        (resource.RLIMIT_NICE, 0),
-        (resource.RLIMIT_RTPRIO, 0),
     ]
     if counts_processes:
         limits.append((resource.RLIMIT_NPROC, start.num_processes))
     for limit, value in limits:
-        _, hard = resource.getrlimit(limit)
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(limit, (value, value))
+        _lower(limit, value)
+    try:
+        _lower(resource.RLIMIT_SIGPENDING, MAX_PENDING_SIGNALS)
+        for limit in (resource.RLIMIT_MSGQUEUE, resource.RLIMIT_NICE, resource.RLIMIT_RTPRIO):
+            _lower(limit, 0)
+    except ValueError:
+        pass  # gVisor has none of these four, nor what they limit
+
+
+def _lower(limit: int, value: int) -> None:
+    _, hard = resource.getrlimit(limit)
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(limit, (value, value))
 
 
 def write_files(contents: Mapping[str, bytes]) -> None:
@@ -71,10 +79,11 @@ def run(start: Start, source: bytes, folder: str) -> NoReturn:
     sys.stdout = _writer(1)
     sys.stderr = _writer(2, errors="backslashreplace", line_buffering=True)
     vars(sys).update(__stdin__=sys.stdin, __stdout__=sys.stdout, __stderr__=sys.stderr)
-    random.seed()
+    if "random" in sys.modules:
+        sys.modules["random"].seed()  # a cold interpreter has not imported it
     for name in [name for name in sys.modules if name.partition(".")[0] == OURS]:
         del sys.modules[name]
-    main = types.ModuleType("__main__")
+    main = type(sys)("__main__")
     main.__dict__.update(__file__=os.path.join(folder, start.entry), __builtins__=__builtins__)
     sys.modules["__main__"] = main
     gc.enable()
@@ -87,13 +96,15 @@ def _writer(descriptor: int, errors: str = "surrogateescape", *, line_buffering:
     return io.TextIOWrapper(io.BufferedWriter(raw), "utf-8", errors, line_buffering=line_buffering)
 
 
-def _status_of(source: bytes, main: types.ModuleType) -> int:
+def _status_of(source: bytes, main: ModuleType) -> int:
     """The exit status that the interpreter would give this program."""
     try:
         exec(compile(source, main.__dict__["__file__"], "exec", dont_inherit=True), main.__dict__)  # noqa: S102
     except SystemExit as end:
         return _status_of_exit(end)
     except BaseException as error:  # noqa: BLE001 - a program may raise anything; the interpreter prints it, so do we
+        import traceback
+
         first = error.__traceback__.tb_next if error.__traceback__ else None  # without our own frame
         traceback.print_exception(type(error), error, first)
         return 1
@@ -112,7 +123,8 @@ def _status_of_exit(end: SystemExit) -> int:
 def _finish(status: int) -> int:
     """What the interpreter does at its end: waits for threads, runs exit handlers, flushes."""
     try:
-        threading._shutdown()  # type: ignore[attr-defined]
+        if "threading" in sys.modules:
+            sys.modules["threading"]._shutdown()
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Protocol
 
 from crescendo.reward_service.sandbox.inside import kernel, seccomp, view
-from crescendo.reward_service.sandbox.inside.wire import ForkRequest, Start
+from crescendo.reward_service.sandbox.inside.packets import ForkRequest
+from crescendo.reward_service.sandbox.inside.wire import Start
 
 INNER_ID = 1000
 _OWN_NAMESPACES = (

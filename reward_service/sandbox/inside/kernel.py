@@ -22,9 +22,8 @@ MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18
 MNT_DETACH = 2
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_SET_NO_NEW_PRIVS = 1, 4, 8, 38
-PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_CAP_AMBIENT = 22, 24, 47
+PR_SET_SECCOMP, PR_CAPBSET_DROP = 22, 24
 _SECCOMP_MODE_FILTER = 2
-_PR_CAP_AMBIENT_CLEAR_ALL = 4
 _CAPABILITY_VERSION_3 = 0x20080522
 _MAX_CAPABILITY = 63
 
@@ -100,9 +99,8 @@ def drop_bounding_set() -> None:
 
 
 def drop_capabilities() -> None:
-    """Empties all five capability sets: bounding, ambient, effective, permitted, inheritable."""
+    """Empties all five capability sets; the ambient one goes with the permitted and inheritable ones."""
     drop_bounding_set()
-    prctl(PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
     _check(_libc.capset(_capability_header(), bytes(24)), "capset")
 
 

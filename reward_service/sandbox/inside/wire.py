@@ -1,65 +1,70 @@
-"""What the executor and a jail say to each other before the candidate runs. Pure apart from reading a descriptor.
+"""What a run needs, as it travels into a jail: one message, read where only the standard library's core is loaded.
 
-    executor -> zygote   one packet a fork: JSON `ForkRequest`, descriptors: control, then cgroup files to join
-    zygote -> executor   packets: JSON {"ready"}, {"forked", "pid"} with a pidfd, {"failed"}, {"ended", ...}
-    executor -> jail     over control, once: four length bytes, JSON `Start`, then the bytes of the files, and with
-                         the first byte the descriptors of standard input, output and error (warm jails)
-    jail -> executor     over control: STARTED, or what went wrong; then it is closed, before candidate code
+    executor -> jail    four length bytes, a header of NUL-separated texts, then the bytes of the files; for a warm jail
+                        over its control socket, with the descriptors of the standard streams; else on standard input
+    jail -> executor    over control: STARTED, or what went wrong; then it is closed, before candidate code
 
-The zygote never sees a program: control goes from the executor to the forked child.
+No dataclass and no JSON: importing those takes a cold interpreter longer than it takes to start.
 """
 
-import json
+from __future__ import annotations
+
 import os
-import struct
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 STARTED = b"started"
-MAX_PACKET = 4096
-_LENGTH = struct.Struct("<I")
+LENGTH_BYTES = 4
+MAX_TROUBLE_BYTES = 4096
 
 
-@dataclass(frozen=True)
-class ForkRequest:
-    """The shape of a fresh jail: what cannot be changed once it is entered."""
-
-    files_bytes: int
-    num_files: int
-
-    def encode(self) -> bytes:
-        """As a packet."""
-        return json.dumps(asdict(self)).encode()
-
-
-@dataclass(frozen=True)
 class Start:
-    """Everything about a run but the contents of its files. Limits are in bytes and seconds."""
+    """Everything about a run but the contents of its files. No text may hold a NUL.
 
-    entry: str
-    arguments: tuple[str, ...]
-    environment: dict[str, str]
-    memory_bytes: int
-    cpu_s: int
-    file_bytes: int
-    num_processes: int
-    folder: str = ""  # landlock: where the executor has put the files; elsewhere the jail writes them itself
-    files: list[tuple[str, int]] = field(default_factory=list)  # name, length
+    entry: the file that runs as `__main__`; folder: where the executor has put the files (landlock), or empty: the jail
+    writes them itself; file_bytes: of the largest file; limits in bytes and whole seconds.
+    """
+
+    def __init__(
+        self,
+        entry: str,
+        folder: str,
+        limits: tuple[int, int, int, int],
+        arguments: tuple[str, ...],
+        environment: Mapping[str, str],
+    ) -> None:
+        self.entry = entry
+        self.folder = folder
+        self.memory_bytes, self.cpu_s, self.file_bytes, self.num_processes = limits
+        self.arguments = arguments
+        self.environment = dict(environment)
 
     def encode(self, contents: Mapping[str, bytes]) -> bytes:
-        """As one message."""
-        fields = asdict(self) | {"files": [(name, len(data)) for name, data in contents.items()]}
-        header = json.dumps(fields).encode()
-        return b"".join((_LENGTH.pack(len(header)), header, *contents.values()))
+        """The message, with the files' contents."""
+        limits = (self.memory_bytes, self.cpu_s, self.file_bytes, self.num_processes)
+        texts = [self.entry, self.folder, *map(str, limits), str(len(self.arguments)), *self.arguments]
+        texts.append(str(len(self.environment)))
+        for name, value in self.environment.items():
+            texts += [name, value]
+        for name, data in contents.items():
+            texts += [name, str(len(data))]
+        header = "\0".join(texts).encode()
+        return b"".join((len(header).to_bytes(LENGTH_BYTES, "little"), header, *contents.values()))
 
 
 def read_start(descriptor: int, first: bytes = b"") -> tuple[Start, dict[str, bytes]]:
-    """Reads one `Start` and its files, and not a byte more. first: what was read already, at most a length's bytes."""
-    (length,) = _LENGTH.unpack(first + _read_exactly(descriptor, _LENGTH.size - len(first)))
-    fields = json.loads(_read_exactly(descriptor, length))
-    fields["arguments"] = tuple(fields["arguments"])
-    start = Start(**fields)
-    return start, {name: _read_exactly(descriptor, size) for name, size in start.files}
+    """Reads one message, and not a byte more. first: what was read already, at most a length's bytes."""
+    length = first + _read_exactly(descriptor, LENGTH_BYTES - len(first))
+    texts = iter(_read_exactly(descriptor, int.from_bytes(length, "little")).decode().split("\0"))
+    entry, folder = next(texts), next(texts)
+    limits = (int(next(texts)), int(next(texts)), int(next(texts)), int(next(texts)))
+    arguments = tuple(next(texts) for _ in range(int(next(texts))))
+    environment = {next(texts): next(texts) for _ in range(int(next(texts)))}
+    sizes = {name: int(next(texts)) for name in texts}
+    contents = {name: _read_exactly(descriptor, size) for name, size in sizes.items()}
+    return Start(entry, folder, limits, arguments, environment), contents
 
 
 def _read_exactly(descriptor: int, count: int) -> bytes:

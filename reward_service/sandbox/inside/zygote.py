@@ -1,9 +1,9 @@
 """The zygote: a bare interpreter that has imported what candidates commonly use, and forks them into fresh jails.
 
 Started by sandbox/zygote_process.py as `python -I -S -c ... DESCRIPTOR JAIL UID MODULES` with an allow-listed
-environment. It reads requests from one SEQPACKET socket (wire.py), never runs or sees candidate code, holds no secret
-and no earlier input, and ends when its socket ends or its parent dies; whatever it forked then ends with it. What
-candidates inherit from it, and so share: the address layout, the hash seed, and these modules.
+environment. It reads requests from one SEQPACKET socket (packets.py), never runs or sees candidate code, holds no
+secret and no earlier input, and ends when its socket ends or its parent dies; whatever it forked then ends with it.
+What candidates inherit from it, and so share: the address layout, the hash seed, and these modules.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ import sys
 from dataclasses import dataclass
 from typing import NoReturn
 
-from crescendo.reward_service.sandbox.inside import candidate, wire
+from crescendo.reward_service.sandbox.inside import candidate, packets, wire
 from crescendo.reward_service.sandbox.inside.jails import JAILS, Jail
 
 MAX_DESCRIPTORS_RECEIVED = 8
@@ -30,7 +30,7 @@ MAX_DESCRIPTOR = 1 << 16
 class Birth:
     """What a freshly forked child needs."""
 
-    shape: wire.ForkRequest
+    shape: packets.ForkRequest
     control: int
     cgroups: list[int]
 
@@ -52,10 +52,10 @@ class Zygote:
                 if descriptor in self._children:
                     self._reap(descriptor)
                     continue
-                data, descriptors, _, _ = socket.recv_fds(self._requests, wire.MAX_PACKET, MAX_DESCRIPTORS_RECEIVED)
+                data, descriptors, _, _ = socket.recv_fds(self._requests, packets.MAX_PACKET, MAX_DESCRIPTORS_RECEIVED)
                 if not data:
                     return None
-                birth = Birth(wire.ForkRequest(**json.loads(data)), descriptors[0], descriptors[1:])
+                birth = Birth(packets.ForkRequest(**json.loads(data)), descriptors[0], descriptors[1:])
                 if self._fork(birth):
                     return birth
                 for received in descriptors:
@@ -140,7 +140,7 @@ def become_candidate(jail: Jail, birth: Birth, mapped_bytes: int) -> NoReturn:
         os.closerange(STANDARD_STREAMS, MAX_DESCRIPTOR)
     except BaseException as error:  # noqa: BLE001 - told to the executor, whatever it is
         with contextlib.suppress(OSError):
-            os.write(birth.control, f"{type(error).__name__}: {error}".encode()[: wire.MAX_PACKET])
+            os.write(birth.control, f"{type(error).__name__}: {error}".encode()[: wire.MAX_TROUBLE_BYTES])
         os._exit(1)
     candidate.run(start, contents[start.entry], folder)
 
