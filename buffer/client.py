@@ -8,7 +8,7 @@ safe because every change is idempotent. Errors leave as typed errors (failures.
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
 from redis import exceptions as redis_errors
@@ -29,7 +29,8 @@ _READS_PER_CALL = 256
 
 T = TypeVar("T")
 Argument = str | int | float | bytes
-Read = Literal["HGETALL", "GET"]
+Read = tuple[Literal["HGETALL", "GET"], str] | tuple[Literal["HGET"], str, str]
+"""Command, key and, with HGET, field."""
 
 
 class Client:
@@ -43,21 +44,70 @@ class Client:
 
     async def run(self, name: str, fence: common_pb2.Fence | None, *arguments: Argument, durable: bool = False) -> Any:
         """Runs a script under a fence; `durable` waits until its writes are on the server's disk."""
-        values = (fence.epoch, fence.counter, *arguments) if fence is not None else (0, 0, *arguments)
+        values = (*_fence_arguments(fence), *arguments)
         if durable and self._aof:
             return await self.retrying(lambda: self._evaluate_durably(name, values))
         return await self.retrying(lambda: self._evaluate(self.redis, name, values))
 
-    async def read(self, reads: Sequence[tuple[Read, str]]) -> list[Any]:
-        """Answers of reads, in order; reads: (command, key)."""
+    async def run_each(
+        self, name: str, fence: common_pb2.Fence | None, calls: Iterable[Sequence[Argument]], take: Callable[[Any], T]
+    ) -> list[T]:
+        """Runs a script once for each call's arguments, in order, on one connection; take: reads an answer.
+
+        The next call is packed, and the last answer read, while the server works. After a lost connection all calls
+        are sent again, so `take` may see an answer twice.
+        """
+        packed: list[list[bytes]] = []
+        remaining = iter(calls)
+
+        async def attempt() -> list[T]:
+            return await self._pipelined(name, fence, packed, remaining, take)
+
+        return await self.retrying(attempt)
+
+    async def _pipelined(
+        self,
+        name: str,
+        fence: common_pb2.Fence | None,
+        packed: "list[list[bytes]]",
+        remaining: Iterator[Sequence[Argument]],
+        take: Callable[[Any], T],
+    ) -> list[T]:
+        head = ("EVALSHA", script(name).sha, 1, self.keys.fence, *_fence_arguments(fence))
+        pool = self.redis.connection_pool
+        get_connection: Callable[[], Awaitable[Any]] = pool.get_connection
+        connection = await get_connection()
+        complete = False
+        try:
+            for command in packed:
+                await connection.send_packed_command(command)
+            for arguments in remaining:
+                packed.append(connection.pack_command(*head, *arguments))
+                await connection.send_packed_command(packed[-1])
+                await asyncio.sleep(0)  # the transport writes at once, but answers are read by the loop
+            answers = [take(await connection.read_response()) for _ in packed]
+            complete = True
+            return answers
+        except redis_errors.NoScriptError:
+            await self._load(name)
+            raise _Unloaded from None
+        finally:
+            if not complete:  # answers that nobody read may follow
+                await connection.disconnect(nowait=True)
+            await pool.release(connection)
+
+    async def read(self, reads: Sequence[Read]) -> list[Any]:
+        """Answers of reads, in order."""
         answers: list[Any] = []
         for start in range(0, len(reads), _READS_PER_CALL):
             chunk = reads[start : start + _READS_PER_CALL]
-            arguments = [word for command, key in chunk for word in (command, key.removeprefix(self.keys.prefix))]
+            arguments: list[Argument] = []
+            for command, key, *rest in chunk:
+                arguments += (1 + len(rest), command, key.removeprefix(self.keys.prefix), *rest)
             raw = await self.run("read", None, *arguments)
             answers += [
                 dict(zip(answer[::2], answer[1::2], strict=True)) if command == "HGETALL" else answer
-                for (command, _), answer in zip(chunk, raw, strict=True)
+                for (command, *_), answer in zip(chunk, raw, strict=True)
             ]
         return answers
 
@@ -94,8 +144,12 @@ class Client:
         try:
             return await execute("EVALSHA", loaded.sha, 1, self.keys.fence, *values)
         except redis_errors.NoScriptError:
-            await execute("SCRIPT LOAD", loaded.text)
+            await self._load(name)
             return await execute("EVALSHA", loaded.sha, 1, self.keys.fence, *values)
+
+    async def _load(self, name: str) -> None:
+        execute: Callable[..., Awaitable[Any]] = self.redis.execute_command
+        await execute("SCRIPT LOAD", script(name).text)
 
     async def _evaluate_durably(self, name: str, values: Sequence[Argument]) -> Any:
         """WAITAOF answers for the writes of its own connection, so both commands use one."""
@@ -109,6 +163,14 @@ class Client:
                 fix="Check the disk that holds the server's append-only file.",
             )
         return answer
+
+
+class _Unloaded(redis_errors.ConnectionError):
+    """The server did not know the script: it was restarted. It knows it now, so the calls are sent again."""
+
+
+def _fence_arguments(fence: common_pb2.Fence | None) -> tuple[int, int]:
+    return (0, 0) if fence is None else (fence.epoch, fence.counter)
 
 
 async def open_client(url: str, run_id: str, *, patience_s: float = PATIENCE_S) -> Client:

@@ -4,9 +4,11 @@ A flush is one command with thousands of arguments; packing them in Python costs
 asynchronous connections of redis-py have no such option, so their public `pack_command` is replaced.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import hiredis
+import redis.exceptions as redis_errors
 from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
@@ -20,10 +22,25 @@ CALL_S = 30.0
 _READ_BYTES = 2**18
 
 
-class _Packing:
+class _Packing(AbstractConnection):
     def pack_command(self, *args: Any) -> list[bytes]:
         name, *rest = args
         return [hiredis.pack_command((*str(name).split(), *rest))]
+
+    async def send_packed_command(self, command: bytes | str | Iterable[bytes], check_health: bool = True) -> None:
+        """Hands a command to the transport; whoever reads the answer waits, with a deadline, for both.
+
+        The inherited method waits until the bytes have left, in a task of its own: as long as a short call takes.
+        """
+        if not self.is_connected:
+            await self.connect_check_health(check_health=False)
+        if self._writer is None:
+            raise redis_errors.ConnectionError("the connection was closed")
+        self._writer.write(command if isinstance(command, bytes) else b"".join(_bytes(command)))
+
+
+def _bytes(command: str | Iterable[bytes]) -> Iterable[bytes]:
+    return (command.encode(),) if isinstance(command, str) else command
 
 
 class _TcpConnection(_Packing, Connection):

@@ -4,56 +4,61 @@ All keys of a run start with `{crescendo:<run_id>}:`. The braces put them into o
 touch several of them on a cluster, and runs that share a server never meet. An ACL user needs
 `~{crescendo:*` and the commands that `check.py` tries.
 
-Schema version 1. G is a group id, T a trajectory id, W a worker id, B a branch, V a weight version.
+Schema version 2. G is a group id, S a sample number, W a worker id, B a branch, V a weight version.
 
-| key               | type   | what                                                                              |
-|-------------------|--------|-----------------------------------------------------------------------------------|
-| schema            | string | version of this schema, checked by connect                                        |
-| fence             | hash   | epoch, counter: the newest fence seen; taker: the call that made the epoch;       |
-|                   |        | repeats: repeated durable calls                                                   |
-| replies           | hash   | caller -> (nonce, answer) of its last call, for a repeat after a lost answer      |
-| lease_clock       | string | milliseconds on the controller's monotonic clock (docs/decisions/0004)            |
-| sequence          | string | number of trajectories ever opened: age order                                     |
-| counts            | hash   | `trajectories.<state>`, `groups.<state>` -> number                                |
+| key               | type   | what                                                                               |
+|-------------------|--------|------------------------------------------------------------------------------------|
+| schema            | string | version of this schema, checked by connect                                         |
+| fence             | hash   | epoch, counter: the newest fence seen; taker: the call that made the epoch;        |
+|                   |        | repeats: repeated durable calls                                                    |
+| replies           | hash   | caller -> (nonce, answer) of its last call, for a repeat after a lost answer       |
+| lease_clock       | string | milliseconds on the controller's monotonic clock (docs/decisions/0004)             |
+| sequence          | string | number of trajectories ever opened: age order                                      |
+| counts            | hash   | `trajectories.<state>`, `groups.<state>` -> number; bytes: of all payloads;        |
+|                   |        | reserved: what open trajectories may still need                                    |
 | open              | hash   | `<iteration>:<state>` -> trajectories of open groups that were opened in iteration |
-| group:G           | hash   | prompt_id, state, branch, iteration, stage, samples, sequence, scored, dropped,   |
-|                   |        | settled_by (the trajectory that closed it), consumed_iteration, drop_reason,      |
-|                   |        | archived (the file that holds its payload, which then is not here)               |
-| prompt:G          | string | crescendo.v1.Prompt                                                               |
-| groups:<state>    | zset   | group ids by sequence, those whose payload is here                                |
-| consumed:B        | zset   | group ids by the iteration that consumed them on branch B                         |
-| trajectories      | hash   | T -> MessagePack map: group, state, opened (its group's iteration), sequence,     |
-|                   |        | tokens, spans, span_iteration (newest iteration it ran in), attempts, worker,     |
-|                   |        | lease_ms, finish_reason, weights (newest version in it), drop_reason              |
-| segments:T        | list   | crescendo.v1.Segment, in order                                                    |
-| components:T      | string | crescendo.v1.ScoreResult                                                          |
-| pending           | zset   | T by sequence: never run                                                          |
-| parked            | zset   | T by sequence: may be continued now                                               |
-| resting           | zset   | T by iteration: over budget in it, continued in a later one                       |
-| leases            | zset   | T by expiry on the lease clock                                                    |
-| held:W            | set    | T that worker W holds                                                             |
-| finished          | zset   | T by sequence: to be scored                                                       |
-| scoring           | zset   | T by sequence: handed out for scoring                                             |
-| wake:claim        | list   | one element when there may be something to claim: a hint to blocked workers       |
-| wake:score        | list   | the same for scoring                                                              |
-| redo:B            | hash   | iteration -> crescendo.v1.TrainBatch, those above the commit                      |
-| commit            | hash   | branch, iteration, manifest                                                       |
-| branches          | hash   | B -> `<parent>:<iteration>` it started from; branch 0 has no entry                |
-| archiver          | string | token of the newest archiver                                                      |
-| version           | string | newest weight version issued                                                      |
-| weights:V         | hash   | parent, branch, iteration, manifest (crescendo.v1.WeightManifest)                 |
+| records           | hash   | G -> MessagePack map, see below                                                    |
+| payload:G         | hash   | prompt: crescendo.v1.Prompt; `S:0`, `S:1`, ...: segments of sample S in order      |
+|                   |        | (segments.py); `S:score`: crescendo.v1.ScoreResult                                 |
+| groups:<state>    | zset   | G by sequence, those whose payload is here                                         |
+| consumed:B        | zset   | G by the iteration that consumed it on branch B                                    |
+| pending           | zset   | G by sequence: some sample has never run                                           |
+| parked            | zset   | G by sequence: some sample may be continued now                                    |
+| resting           | zset   | G by the first iteration in which a sample went over budget: continued later       |
+| leases            | zset   | G by the first expiry of its leases on the lease clock                             |
+| finished          | zset   | G by sequence: some sample is to be scored                                         |
+| scoring           | zset   | G by sequence: some sample is handed out for scoring                               |
+| wake:claim        | list   | one element when there may be something to claim: a hint to blocked workers        |
+| wake:score        | list   | the same for scoring                                                               |
+| redo:B            | hash   | iteration -> crescendo.v1.TrainBatch, those above the commit                       |
+| commit            | hash   | branch, iteration, manifest                                                        |
+| branches          | hash   | B -> `<parent>:<iteration>` it started from; branch 0 has no entry                 |
+| archiver          | string | token of the newest archiver                                                       |
+| version           | string | newest weight version issued                                                       |
+| weights:V         | hash   | parent, branch, iteration, manifest (crescendo.v1.WeightManifest)                  |
 
-The states of trajectories lie in one hash, so that a script reads and writes hundreds of them by one command
-each. A trajectory that isn't scored or dropped belongs to an open group, always.
+A record is a group with its samples:
+
+    state, prompt_id, branch, iteration (it was opened in), stage, samples, limit (most tokens of a response),
+    sequence (of its first trajectory), settled_by (the sample that closed it), consumed_iteration, drop_reason,
+    archived (the file that holds its payload, which then is not here), bytes (of its payload)
+    workers, reasons: names, which columns refer to by number
+    columns: a packed array [samples] each: state, tokens, parts (number of segments), spans, span_iteration (newest
+        iteration it ran in), attempts, worker, lease_ms, expiry, finish (reason), weights (newest version), reason
+        (of its drop)
+    expiry, resting, reserved: derived from the columns, as the queues and counters are
+
+The samples of a group mostly move together, so a script reads and writes one record for 16 trajectories; queues hold
+groups. A trajectory that isn't scored or dropped belongs to an open group, always.
 """
 
 import re
 from dataclasses import dataclass
 
 from crescendo.common.errors import RequestError
-from crescendo.common.types import GroupId, TrajectoryId
+from crescendo.common.types import GroupId
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _RUN_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
@@ -113,20 +118,15 @@ class Keys:
     def wake_score(self) -> str:
         return self.prefix + "wake:score"
 
-    def group(self, group: GroupId) -> str:
-        return f"{self.prefix}group:{group}"
+    @property
+    def records(self) -> str:
+        return self.prefix + "records"
 
-    def prompt(self, group: GroupId) -> str:
-        return f"{self.prefix}prompt:{group}"
+    def payload(self, group: GroupId) -> str:
+        return f"{self.prefix}payload:{group}"
 
     def groups(self, state: str) -> str:
         return f"{self.prefix}groups:{state}"
-
-    def segments(self, trajectory: TrajectoryId) -> str:
-        return f"{self.prefix}segments:{trajectory}"
-
-    def components(self, trajectory: TrajectoryId) -> str:
-        return f"{self.prefix}components:{trajectory}"
 
     def redo(self, branch: int) -> str:
         return f"{self.prefix}redo:{branch}"

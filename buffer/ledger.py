@@ -1,21 +1,22 @@
 """The ledger on Redis: groups and trajectories change state here, each change by one script."""
 
+import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Any
 
-from crescendo.buffer import packing
+from crescendo.buffer import packing, records
 from crescendo.buffer.client import Argument
 from crescendo.buffer.lease_clock import LeaseClock
-from crescendo.buffer.protocol import Claim, NewGroup, Scored, Update
-from crescendo.buffer.trajectories import Trajectories
+from crescendo.buffer.protocol import Admission, Claim, NewGroup, Scored, Update
+from crescendo.buffer.trajectories import BYTES_PER_CALL, BYTES_PER_TOKEN, Trajectories
 from crescendo.common.errors import RequestError, WorkerLostError
-from crescendo.common.types import GroupId, TrajectoryId
+from crescendo.common.types import GroupId, TrajectoryId, TrajectoryState
 from crescendo.proto.v1 import common_pb2
 
+log = logging.getLogger(__name__)
+
 _GROUPS_PER_CALL = 64
-_UPDATES_PER_CALL = 256
-_BYTES_PER_CALL = 8 * 2**20  # a script blocks the server while it runs: keep it to some milliseconds
+_ITEMS_PER_CALL = 128  # the server works on one call while the next is packed
 
 
 class Ledger(Trajectories):
@@ -24,16 +25,26 @@ class Ledger(Trajectories):
     _lease_clock: LeaseClock
     _max_attempts: int
 
-    async def open_groups(self, fence: common_pb2.Fence, groups: Sequence[NewGroup]) -> int:
+    async def open_groups(self, fence: common_pb2.Fence, groups: Sequence[NewGroup]) -> Admission:
         opened = 0
+        refused: list[GroupId] = []
         for start in range(0, len(groups), _GROUPS_PER_CALL):
-            arguments: list[Argument] = []
-            for group in groups[start : start + _GROUPS_PER_CALL]:
+            chunk = groups[start : start + _GROUPS_PER_CALL]
+            if refused:
+                refused += [group.group_id for group in chunk]
+                continue
+            arguments: list[Argument] = [await self._free_bytes()]
+            for group in chunk:
                 check_new_group(group)
                 arguments += (group.group_id, group.prompt.prompt_id, group.branch, group.iteration, group.stage)
-                arguments += (group.num_samples, group.prompt.SerializeToString())
-            opened += await self._client.run("open_groups", fence, *arguments)
-        return opened
+                arguments += (group.num_samples, group.max_response_tokens, group.prompt.SerializeToString())
+            answer = await self._client.run("open_groups", fence, *arguments)
+            opened += answer[0]
+            refused += [GroupId(identity.decode()) for identity in answer[1]]
+        return Admission(opened, tuple(refused))
+
+    async def _free_bytes(self) -> int:
+        return -1
 
     async def claim(
         self,
@@ -56,17 +67,24 @@ class Ledger(Trajectories):
             return rows
 
         rows = await self._waiting(attempt, self._keys.wake_claim, wait_s)
-        return await self._load_leased(rows)
+        return await self._undamaged(fence, await self._load_leased(rows))
 
     async def flush(self, fence: common_pb2.Fence, worker_id: str, updates: Sequence[Update]) -> list[TrajectoryId]:
+        chunks = list(_chunks(updates))
+
+        def calls() -> Iterator[list[Argument]]:
+            for chunk in chunks:
+                groups, rows, segments = packing.pack_updates(chunk)
+                yield [worker_id, len(groups), len(chunk), rows, *groups, *segments]
+
+        answers: list[tuple[list[int], list[int]]] = await self._client.run_each("flush", fence, calls(), tuple)
         lost: list[TrajectoryId] = []
-        refused: list[tuple[str, int]] = []
-        for arguments in _chunks([packing.update_arguments(update) for update in updates]):
-            answer = await self._client.run("flush", fence, worker_id, *arguments)
-            lost += _ids(answer[0])
-            refused += [(answer[1][i].decode(), answer[1][i + 1]) for i in range(0, len(answer[1]), 2)]
+        refused: list[tuple[Update, int]] = []
+        for chunk, (gone, misfits) in zip(chunks, answers, strict=True):
+            lost += [chunk[number].trajectory_id for number in gone]
+            refused += [(chunk[misfits[i]], misfits[i + 1]) for i in range(0, len(misfits), 2)]
         if refused:
-            raise packing.refused_updates(refused, updates)
+            raise packing.refused_updates(refused, len(updates))
         return lost
 
     async def expire_leases(self, fence: common_pb2.Fence) -> list[TrajectoryId]:
@@ -92,18 +110,38 @@ class Ledger(Trajectories):
             return rows
 
         rows = await self._waiting(attempt, self._keys.wake_score, wait_s)
-        return await self._load_claims(_ids(rows))
+        return await self._undamaged(fence, await self._load_taken(rows))
 
     async def score(self, fence: common_pb2.Fence, scored: Sequence[Scored]) -> list[GroupId]:
-        completed: list[GroupId] = []
-        packed = [(item.trajectory_id, packing.pack_components(item.trajectory_id, item.components)) for item in scored]
-        for arguments in _chunks(packed):
-            completed += [GroupId(group.decode()) for group in await self._client.run("score", fence, *arguments)]
-        return completed
+        for item in scored:
+            packing.check_components(item.trajectory_id, item.components)
+
+        def calls() -> Iterator[list[Argument]]:
+            for start in range(0, len(scored), _ITEMS_PER_CALL):
+                chunk = scored[start : start + _ITEMS_PER_CALL]
+                numbers = records.GroupNumbers()
+                members = [records.address(item.trajectory_id) for item in chunk]
+                rows = b"".join([records.MEMBER.pack(numbers[group], sample) for group, sample in members])
+                components = [packing.pack_components(item.trajectory_id, item.components) for item in chunk]
+                yield [len(numbers), len(chunk), rows, *numbers, *components]
+
+        def groups(answer: list[bytes]) -> list[GroupId]:
+            return [GroupId(group.decode()) for group in answer]
+
+        return [group for found in await self._client.run_each("score", fence, calls(), groups) for group in found]
 
     async def drop_trajectory(self, fence: common_pb2.Fence, trajectory: TrajectoryId, reason: str) -> list[GroupId]:
-        closed = await self._client.run("drop_trajectory", fence, trajectory, reason)
-        return [GroupId(group.decode()) for group in closed]
+        group, sample = records.address(trajectory)
+        closed = await self._client.run("drop_trajectory", fence, group, sample, reason)
+        return [group] if closed else []
+
+    async def _undamaged(self, fence: common_pb2.Fence, claims: list[Claim]) -> list[Claim]:
+        """Drops trajectories whose stored bytes are damaged; they cost themselves only."""
+        damaged = [claim.trajectory for claim in claims if claim.trajectory.state is TrajectoryState.DROPPED]
+        for trajectory in damaged:
+            log.warning("trajectory %s is dropped: %s", trajectory.trajectory_id, trajectory.drop_reason)
+            await self.drop_trajectory(fence, trajectory.trajectory_id, trajectory.drop_reason)
+        return [one for one in claims if one.trajectory.state is not TrajectoryState.DROPPED] if damaged else claims
 
     async def drop_group(self, fence: common_pb2.Fence, group: GroupId, reason: str) -> None:
         await self._client.run("drop_group", fence, group, reason)
@@ -134,25 +172,27 @@ def check_new_group(group: NewGroup) -> None:
         raise RequestError(
             f"group {group.group_id} has num_samples {group.num_samples}; it must be at least 1.", field="num_samples"
         )
+    if group.num_samples > records.MAX_SAMPLES:
+        raise RequestError(
+            f"group {group.group_id} has num_samples {group.num_samples}; it must be at most {records.MAX_SAMPLES}.",
+            field="num_samples",
+        )
     if not group.prompt.token_ids:
         raise RequestError(
             f"group {group.group_id} has prompt {group.prompt.prompt_id!r} without tokens.", field="prompt.token_ids"
         )
 
 
-def _chunks(rows: Sequence[tuple[Any, ...]]) -> Iterator[list[Any]]:
-    """Rows flattened into argument lists of bounded length and size."""
-    arguments: list[Any] = []
-    num_rows = num_bytes = 0
-    for row in rows:
-        arguments += row
-        num_rows += 1
-        num_bytes += len(row[-1])
-        if num_rows >= _UPDATES_PER_CALL or num_bytes >= _BYTES_PER_CALL:
-            yield arguments
-            arguments, num_rows, num_bytes = [], 0, 0
-    if arguments:
-        yield arguments
+def _chunks(updates: Sequence[Update]) -> Iterator[Sequence[Update]]:
+    """Updates in calls of bounded length and size."""
+    first = num_bytes = 0
+    for number, update in enumerate(updates):
+        num_bytes += 0 if update.segment is None else BYTES_PER_TOKEN * len(update.segment.token_ids)
+        if number + 1 - first >= _ITEMS_PER_CALL or num_bytes >= BYTES_PER_CALL:
+            yield updates[first : number + 1]
+            first, num_bytes = number + 1, 0
+    if first < len(updates):
+        yield updates[first:]
 
 
 def _ids(raw: Sequence[bytes]) -> list[TrajectoryId]:

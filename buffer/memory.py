@@ -17,7 +17,7 @@ from crescendo.buffer.lease_clock import LeaseClock
 from crescendo.buffer.ledger import check_new_group
 from crescendo.buffer.memory_ledger import Entry, GroupEntry, MemoryLedger
 from crescendo.buffer.memory_redo import MemoryRedo
-from crescendo.buffer.protocol import Claim, NewGroup, Scored, Update, WeightRecord
+from crescendo.buffer.protocol import Admission, Claim, NewGroup, Scored, Update, WeightRecord
 from crescendo.buffer.redis_buffer import MAX_ATTEMPTS
 from crescendo.buffer.redo import check_batch
 from crescendo.common.errors import RequestError, StaleFenceError
@@ -55,13 +55,13 @@ class MemoryBuffer:
         self._fence = (self._fence[0], self._fence[1] + 1)
         return common_pb2.Fence(epoch=self._fence[0], counter=self._fence[1])
 
-    async def open_groups(self, fence: common_pb2.Fence, groups: Sequence[NewGroup]) -> int:
+    async def open_groups(self, fence: common_pb2.Fence, groups: Sequence[NewGroup]) -> Admission:
         self._check(fence)
         for group in groups:
             check_new_group(group)
         opened = sum(self._ledger.open(group) for group in groups)
         await self._tell()
-        return opened
+        return Admission(opened)
 
     async def claim(
         self,
@@ -85,7 +85,8 @@ class MemoryBuffer:
 
     def _claim_now(self, worker_id: str, limit: int, lease_s: float, iteration: int, max_spans: int) -> list[Claim]:
         claims: list[Claim] = []
-        for entry in self._ledger.claimable(iteration):
+        self._ledger.end_rests(iteration)
+        for entry in self._ledger.claimable():
             if len(claims) == limit:
                 break
             if entry.span_iteration != iteration:
@@ -103,18 +104,20 @@ class MemoryBuffer:
             packing.check_update(update)
         self._check(fence)
         lost: list[TrajectoryId] = []
-        refused: list[tuple[str, int]] = []
+        refused: list[tuple[Update, int]] = []
         for update in updates:
             self._apply(worker_id, update, lost, refused)
         await self._tell()
         if refused:
-            raise packing.refused_updates(refused, updates)
+            raise packing.refused_updates(refused, len(updates))
         return lost
 
-    def _apply(self, worker_id: str, update: Update, lost: list[TrajectoryId], refused: list[tuple[str, int]]) -> None:
+    def _apply(
+        self, worker_id: str, update: Update, lost: list[TrajectoryId], refused: list[tuple[Update, int]]
+    ) -> None:
         entry = self._ledger.entries.get(update.trajectory_id)
         if entry is None:
-            refused.append((update.trajectory_id, -1))
+            refused.append((update, -1))
             return
         last = update.offset + (0 if update.segment is None else len(update.segment.token_ids))
         finished = update.state is TrajectoryState.FINISHED and entry.state is TrajectoryState.SCORED
@@ -124,7 +127,7 @@ class MemoryBuffer:
             if not (entry.state is update.state or finished) or last > entry.tokens:
                 lost.append(update.trajectory_id)
         elif update.offset > entry.tokens or update.offset < entry.tokens < last:
-            refused.append((update.trajectory_id, entry.tokens))
+            refused.append((update, entry.tokens))
         else:
             if last > entry.tokens and update.segment is not None:
                 entry.segments.append(update.segment)
@@ -172,7 +175,7 @@ class MemoryBuffer:
 
     async def score(self, fence: common_pb2.Fence, scored: Sequence[Scored]) -> list[GroupId]:
         for item in scored:
-            packing.pack_components(item.trajectory_id, item.components)
+            packing.check_components(item.trajectory_id, item.components)
         self._check(fence)
         accepted = (TrajectoryState.FINISHED, TrajectoryState.SCORED, TrajectoryState.DROPPED)
         for item in scored:

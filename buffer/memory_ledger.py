@@ -117,13 +117,15 @@ class MemoryLedger:
         wanted = set(states)
         return [group for group in self.groups.values() if group.state in wanted]
 
-    def claimable(self, iteration: int) -> list[Entry]:
-        """Parked trajectories that may be continued in the iteration, oldest first, then pending ones."""
-        parked = [
-            entry
-            for entry in self.in_state(TrajectoryState.PARKED)
-            if entry.ready or (entry.span_iteration is not None and entry.span_iteration < iteration)
-        ]
+    def end_rests(self, iteration: int) -> None:
+        """What was parked over budget in an earlier iteration may go on."""
+        for entry in self.in_state(TrajectoryState.PARKED):
+            if entry.span_iteration is not None and entry.span_iteration < iteration:
+                entry.ready = True
+
+    def claimable(self) -> list[Entry]:
+        """Parked trajectories that may be continued, oldest first, then pending ones."""
+        parked = [entry for entry in self.in_state(TrajectoryState.PARKED) if entry.ready]
         return parked + self.in_state(TrajectoryState.PENDING)
 
     def drop(self, entry: Entry, reason: str) -> None:

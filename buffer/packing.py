@@ -1,12 +1,14 @@
-"""Between the domain types and what lies in Redis: hash fields, packed segments, components."""
+"""Between the domain types and what the scripts take and give: updates, trajectories, groups, counters."""
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from google.protobuf.message import DecodeError
 
 from crescendo.buffer.protocol import Update
+from crescendo.buffer.records import CODES, STATES, UPDATE, GroupNumbers, address
+from crescendo.buffer.segments import pack_segment, unpack_segment
 from crescendo.common.errors import BufferStateError, RequestError
 from crescendo.common.types import (
     Group,
@@ -22,22 +24,24 @@ from crescendo.common.types import (
 )
 from crescendo.proto.v1 import common_pb2, reward_pb2
 
-UPDATE_STATES = (TrajectoryState.LEASED, TrajectoryState.PARKED, TrajectoryState.FINISHED)
+DAMAGED = "damaged"
+"""Start of the drop reason of a trajectory whose stored bytes are not what was written."""
 
-_Fields = Mapping[bytes, bytes]
+MAX_OFFSET = 2**31
+"""Bound of the rows that carry offsets, far above any response."""
 
 
 def check_update(update: Update) -> None:
     """Raises RequestError for an update that no state could accept."""
-    if update.state not in UPDATE_STATES:
+    if update.state not in CODES:
         raise RequestError(
-            f"update of {update.trajectory_id} asks for state {update.state}; a worker may ask for "
-            f"{', '.join(UPDATE_STATES)}.",
+            f"update of {update.trajectory_id} asks for state {update.state}; a worker may ask for {', '.join(CODES)}.",
             field="update.state",
         )
-    if update.offset < 0:
+    if not 0 <= update.offset < MAX_OFFSET:
         raise RequestError(
-            f"update of {update.trajectory_id} has offset {update.offset}; it must be at least 0.",
+            f"update of {update.trajectory_id} has offset {update.offset}; it must be at least 0 and below "
+            f"{MAX_OFFSET}.",
             field="update.offset",
         )
     finished = update.state is TrajectoryState.FINISHED
@@ -54,41 +58,49 @@ def check_update(update: Update) -> None:
         )
 
 
-def update_arguments(update: Update) -> tuple[str | int | bytes, ...]:
-    """An update as flush.lua's eight arguments."""
-    check_update(update)
-    segment = update.segment
-    empty = segment is None or len(segment.token_ids) == 0
-    return (
-        update.trajectory_id,
-        update.offset,
-        0 if empty or segment is None else len(segment.token_ids),
-        update.state.value,
-        update.finish_reason,
-        0 if segment is None else segment.weight_version,
-        int(update.interrupted),
-        b"" if empty or segment is None else segment.to_proto().SerializeToString(),
-    )
+def pack_updates(updates: Sequence[Update]) -> tuple[list[GroupId], bytes, list[bytes]]:
+    """Updates as flush.lua takes them: groups, a row of UPDATE each, segments of those with tokens."""
+    groups = GroupNumbers()
+    rows, segments = [], []
+    for update in updates:
+        check_update(update)
+        segment, count, version = update.segment, 0, 0
+        if segment is not None and (count := len(segment.token_ids)):
+            segments.append(pack_segment(segment))
+            version = segment.weight_version
+        group, sample = address(update.trajectory_id)
+        rows.append(
+            UPDATE.pack(
+                groups[group],
+                sample,
+                update.offset,
+                count,
+                CODES[update.state],
+                update.finish_reason,
+                update.interrupted,
+                version,
+            )
+        )
+    return list(groups), b"".join(rows), segments
 
 
-def refused_updates(refused: Sequence[tuple[str, int]], updates: Sequence[Update]) -> RequestError:
-    """The error that names updates whose offsets don't fit; refused: (trajectory id, tokens stored or -1)."""
-    offsets = {update.trajectory_id: update.offset for update in updates}
+def refused_updates(refused: Sequence[tuple[Update, int]], total: int) -> RequestError:
+    """The error that names updates whose offsets don't fit; refused: (update, tokens stored or -1)."""
     reasons = [
-        f"{identity} is unknown"
+        f"{update.trajectory_id} is unknown"
         if stored < 0
-        else f"{identity} holds {stored} tokens, the update starts at {offsets[TrajectoryId(identity)]}"
-        for identity, stored in refused
+        else f"{update.trajectory_id} holds {stored} tokens, the update starts at {update.offset}"
+        for update, stored in refused
     ]
     return RequestError(
-        f"{len(refused)} of {len(updates)} updates do not continue their trajectories: {'; '.join(reasons[:4])}.",
+        f"{len(refused)} of {total} updates do not continue their trajectories: {'; '.join(reasons[:4])}.",
         field="update.offset",
         fix="Flush each token once, in order; the other updates of the call were applied.",
     )
 
 
-def pack_components(trajectory: TrajectoryId, components: Sequence[common_pb2.RewardComponent]) -> bytes:
-    """Components as one message; raises RequestError for a reward that is not finite."""
+def check_components(trajectory: TrajectoryId, components: Sequence[common_pb2.RewardComponent]) -> None:
+    """Raises RequestError for a reward that is not finite."""
     for component in components:
         if not math.isfinite(component.raw) or not math.isfinite(component.weight):
             raise RequestError(
@@ -96,60 +108,68 @@ def pack_components(trajectory: TrajectoryId, components: Sequence[common_pb2.Re
                 f"{component.weight}; both must be finite.",
                 field="components",
             )
+
+
+def pack_components(trajectory: TrajectoryId, components: Sequence[common_pb2.RewardComponent]) -> bytes:
+    """Components as one message."""
     return reward_pb2.ScoreResult(item_id=trajectory, components=components).SerializeToString()
 
 
-def unpack_segments(identity: TrajectoryId, segments: Sequence[bytes]) -> tuple[Segment, ...]:
-    """A trajectory's segments; raises BufferStateError when one is damaged."""
+def make_trajectory(
+    identity: TrajectoryId,
+    group: GroupId,
+    row: tuple[int, int, int, int, int, int],
+    drop_reason: bytes,
+    packed: Sequence[bytes | None],
+    prompt_token_ids: IntArray,
+) -> Trajectory:
+    """A trajectory from what load_trajectories.lua gives of it; row: LOADED; packed: segments, then components.
+
+    One that is damaged in the buffer comes back without tokens, as dropped with the reason: it costs itself only, and
+    what is stored of it stays as evidence.
+    """
+    state, finish_reason, attempts, spans, num_segments, ended = row
+    segments: tuple[Segment, ...] = ()
+    components: tuple[common_pb2.RewardComponent, ...] = ()
+    found, reason = STATES[state], drop_reason.decode()
     try:
-        return tuple(Segment.from_proto(common_pb2.Segment.FromString(packed)) for packed in segments)
-    except (RequestError, DecodeError) as error:
-        raise BufferStateError(
-            f"trajectory {identity} is damaged in the buffer: {error}",
-            field="segments",
-            fix="Drop the trajectory; the others are not concerned.",
-        ) from error
-
-
-def make_trajectory(identity: TrajectoryId, row: Sequence[Any], prompt_token_ids: IntArray) -> Trajectory:
-    """A trajectory from load_trajectories.lua's row."""
-    group, state, finish_reason, attempts, spans, drop_reason, components, segments = row
+        segments = tuple([unpack_segment(one) for one in packed[:num_segments]])
+        if ended and (scored := packed[num_segments]):
+            components = tuple(reward_pb2.ScoreResult.FromString(scored).components)
+    except (BufferStateError, DecodeError) as error:
+        segments, found, reason = (), TrajectoryState.DROPPED, f"{DAMAGED}: {error}"
     return Trajectory(
         trajectory_id=identity,
-        group_id=GroupId(group.decode()),
+        group_id=group,
         prompt_token_ids=prompt_token_ids,
-        segments=unpack_segments(identity, segments),
-        state=TrajectoryState(state.decode()),
-        finish_reason=common_pb2.FinishReason.ValueType(finish_reason),
-        components=tuple(reward_pb2.ScoreResult.FromString(components).components) if components else (),
+        segments=segments,
+        state=found,
+        finish_reason=cast("common_pb2.FinishReason.ValueType", finish_reason),
+        components=components,
         attempts=attempts,
         spans=spans,
-        drop_reason=drop_reason.decode(),
+        drop_reason=reason,
     )
 
 
-def make_group(identity: GroupId, fields: _Fields, trajectories: Sequence[Trajectory] = ()) -> Group:
-    """A group from its hash."""
+def make_group(identity: GroupId, row: Sequence[Any], trajectories: Sequence[Trajectory] = ()) -> Group:
+    """A group from load_groups.lua's row; raises RequestError when it is unknown."""
+    if not row:
+        raise RequestError(f"group {identity} is unknown.", field="group_id")
+    prompt_id, state, branch, iteration, stage, samples, consumed_iteration, drop_reason, archived = row
     return Group(
         group_id=identity,
-        prompt_id=PromptId(_text(fields, b"prompt_id")),
-        state=GroupState(_text(fields, b"state")),
-        branch=_number(fields, b"branch"),
-        iteration=_number(fields, b"iteration"),
-        stage=_text(fields, b"stage"),
-        trajectory_ids=member_ids(identity, fields),
-        consumed_iteration=_number(fields, b"consumed_iteration", -1),
-        drop_reason=_text(fields, b"drop_reason"),
-        archived=_text(fields, b"archived"),
+        prompt_id=PromptId(prompt_id.decode()),
+        state=GroupState(state.decode()),
+        branch=branch,
+        iteration=iteration,
+        stage=stage.decode(),
+        trajectory_ids=tuple(trajectory_id(identity, sample) for sample in range(samples)),
+        consumed_iteration=consumed_iteration,
+        drop_reason=drop_reason.decode(),
+        archived=archived.decode(),
         trajectories=tuple(trajectories),
     )
-
-
-def member_ids(identity: GroupId, fields: _Fields) -> tuple[TrajectoryId, ...]:
-    """Ids of a group's trajectories; raises RequestError when the group is unknown."""
-    if not fields:
-        raise RequestError(f"group {identity} is unknown.", field="group_id")
-    return tuple(trajectory_id(identity, sample) for sample in range(_number(fields, b"samples")))
 
 
 def state_counts(counters: Mapping[bytes, bytes]) -> dict[str, int]:
@@ -168,12 +188,3 @@ def open_state_counts(counters: Mapping[bytes, bytes], iteration: int) -> dict[s
         if int(opened) <= iteration:
             totals[state] += int(value)
     return totals
-
-
-def _text(fields: _Fields, name: bytes) -> str:
-    return fields.get(name, b"").decode()
-
-
-def _number(fields: _Fields, name: bytes, default: int = 0) -> int:
-    value = fields.get(name)
-    return default if value is None else int(value)

@@ -17,7 +17,10 @@ from crescendo.proto.v1 import common_pb2, trainer_pb2
 
 @dataclass(frozen=True)
 class NewGroup:
-    """A group to open: num_samples trajectories of one prompt."""
+    """A group to open: num_samples trajectories of one prompt.
+
+    max_response_tokens: the longest a response may become; memory for it is reserved (0: none is).
+    """
 
     group_id: GroupId
     prompt: common_pb2.Prompt
@@ -25,6 +28,19 @@ class NewGroup:
     iteration: int
     stage: str
     num_samples: int
+    max_response_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Admission:
+    """What became of groups that were to be opened.
+
+    opened: how many are new; refused: those, in order, for which there is no memory now. Nothing is wrong with them:
+    they may be offered again.
+    """
+
+    opened: int
+    refused: tuple[GroupId, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,8 +106,8 @@ class ExperienceBuffer(Protocol):
 
     # Groups and trajectories -------------------------------------------------------------------------
 
-    async def open_groups(self, fence: common_pb2.Fence, groups: Sequence[NewGroup]) -> int:
-        """Opens groups that are not there yet; returns how many were new."""
+    async def open_groups(self, fence: common_pb2.Fence, groups: Sequence[NewGroup]) -> Admission:
+        """Opens groups that are not there yet, in order, while the memory that they may need can be reserved."""
         ...
 
     async def claim(

@@ -1,7 +1,8 @@
 """The Lua scripts: each change of the buffer is one of them, read from buffer/scripts/.
 
 A script's file starts with `#!lua` and its flags, then a comment with its arguments and keys. The text of
-prelude.lua (the fence check, counters, state changes) goes between that line and the rest.
+prelude.lua (keys, the fence check) and prelude_records.lua (groups, samples, what follows from their changes) goes
+between that line and the rest.
 """
 
 import functools
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from importlib import resources
 
 _FOLDER = "scripts"
-_PRELUDE = "prelude"
+_PRELUDE = ("prelude", "prelude_records")
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Script:
 def script(name: str) -> Script:
     """The script of that file name, without `.lua`."""
     first, rest = _read(name).split("\n", 1)
-    text = f"{first}\n{_read(_PRELUDE)}\n{rest}"
+    text = "\n".join((first, *map(_read, _PRELUDE), rest))
     return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
@@ -34,7 +35,7 @@ def script_names() -> list[str]:
     """Names of all scripts, sorted."""
     files = resources.files(__package__).joinpath(_FOLDER).iterdir()
     names = sorted(file.name.removesuffix(".lua") for file in files if file.name.endswith(".lua"))
-    return [name for name in names if name != _PRELUDE]
+    return [name for name in names if name not in _PRELUDE]
 
 
 def _read(name: str) -> str:

@@ -1,12 +1,15 @@
-"""Reading groups and trajectories from Redis: hashes, packed segments, prompts."""
+"""Reading groups and trajectories from Redis: records, packed segments, prompts."""
 
-from collections.abc import Iterable, Sequence
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from crescendo.buffer import packing
+from crescendo.buffer import packing, records
+from crescendo.buffer.client import Argument
 from crescendo.buffer.part import Part
 from crescendo.buffer.protocol import Claim
 from crescendo.common.errors import RequestError
@@ -15,12 +18,16 @@ from crescendo.common.types import (
     GroupId,
     GroupState,
     IntArray,
-    Segment,
     Trajectory,
     TrajectoryId,
     TrajectoryState,
+    trajectory_id,
 )
 from crescendo.proto.v1 import common_pb2
+
+BYTES_PER_TOKEN = 9
+BYTES_PER_CALL = 8 * 2**20
+"""A script blocks the server while it runs: this keeps it to some milliseconds."""
 
 _TRAJECTORIES_PER_READ = 64  # of 24K tokens: 14 MB, which the server assembles in some 10 ms
 _GROUPS_PER_READ = 16
@@ -45,89 +52,130 @@ class Trajectories(Part):
         loaded: list[Group] = []
         for start in range(0, len(ids), _GROUPS_PER_READ):
             chunk = ids[start : start + _GROUPS_PER_READ]
-            hashes = await self._client.read([("HGETALL", self._keys.group(identity)) for identity in chunk])
-            if not with_trajectories:
-                loaded += [packing.make_group(identity, fields) for identity, fields in zip(chunk, hashes, strict=True)]
-                continue
-            members = [
-                () if b"archived" in fields else packing.member_ids(identity, fields)
-                for identity, fields in zip(chunk, hashes, strict=True)
-            ]
-            flat = iter(await self.load_trajectories([member for group in members for member in group]))
-            loaded += [
-                packing.make_group(identity, fields, [next(flat) for _ in group])
-                for identity, fields, group in zip(chunk, hashes, members, strict=True)
-            ]
+            rows = await self._client.run("load_groups", None, *chunk)
+            groups = [packing.make_group(identity, row) for identity, row in zip(chunk, rows, strict=True)]
+            if with_trajectories:
+                here = [one for group in groups if not group.archived for one in group.trajectory_ids]
+                flat = iter(await self.load_trajectories(here))
+                groups = [
+                    group
+                    if group.archived
+                    else dataclasses.replace(group, trajectories=tuple(next(flat) for _ in group.trajectory_ids))
+                    for group in groups
+                ]
+            loaded += groups
         return loaded
 
     async def load_trajectories(self, ids: Sequence[TrajectoryId]) -> list[Trajectory]:
-        return [claim.trajectory for claim in await self._load_claims(ids)]
+        chunks = [
+            records.by_group(ids[start : start + _TRAJECTORIES_PER_READ])
+            for start in range(0, len(ids), _TRAJECTORIES_PER_READ)
+        ]
+        return [claim.trajectory for claim in await self._load(chunks)]
 
     async def load_prompts(self, groups: Sequence[GroupId]) -> list[common_pb2.Prompt]:
-        prompts = await self._prompts(groups)
-        return [prompts[group].message for group in groups]
-
-    async def _load_claims(self, ids: Sequence[TrajectoryId]) -> list[Claim]:
-        """Trajectories with their prompts."""
-        loaded: list[Claim] = []
-        for start in range(0, len(ids), _TRAJECTORIES_PER_READ):
-            chunk = ids[start : start + _TRAJECTORIES_PER_READ]
-            rows = await self._client.run("load_trajectories", None, *chunk)
-            for identity, row in zip(chunk, rows, strict=True):
-                if not row:
-                    raise RequestError(f"trajectory {identity} is unknown or archived.", field="trajectory_id")
-            prompts = await self._prompts(GroupId(row[0].decode()) for row in rows)
-            for identity, row in zip(chunk, rows, strict=True):
-                prompt = prompts[GroupId(row[0].decode())]
-                loaded.append(Claim(packing.make_trajectory(identity, row, prompt.token_ids), prompt.message))
-        return loaded
-
-    async def _load_leased(self, rows: Sequence[Any]) -> list[Claim]:
-        """Claims from claim.lua's rows; reads tokens only where there are any."""
-        leased = [
-            _Leased(TrajectoryId(rows[i].decode()), GroupId(rows[i + 1].decode()), *rows[i + 2 : i + 5])
-            for i in range(0, len(rows), 5)
-        ]
-        started = await self._load_claims([row.identity for row in leased if row.tokens > 0])
-        segments = {claim.trajectory.trajectory_id: claim.trajectory.segments for claim in started}
-        prompts = await self._prompts(row.group for row in leased)
-        return [
-            Claim(
-                row.trajectory(prompts[row.group].token_ids, segments.get(row.identity, ())),
-                prompts[row.group].message,
-            )
-            for row in leased
-        ]
-
-    async def _prompts(self, groups: Iterable[GroupId]) -> dict[GroupId, Prompt]:
-        distinct = list(dict.fromkeys(groups))
-        packed = await self._client.read([("GET", self._keys.prompt(group)) for group in distinct])
-        prompts: dict[GroupId, Prompt] = {}
-        for group, found in zip(distinct, packed, strict=True):
+        packed = await self._client.read([("HGET", self._keys.payload(group), "prompt") for group in groups])
+        for group, found in zip(groups, packed, strict=True):
             if found is None:
                 raise RequestError(f"group {group} is unknown or archived.", field="group_id")
-            message = common_pb2.Prompt.FromString(found)
-            prompts[group] = Prompt(message, np.array(message.token_ids, dtype=np.int32))
-        return prompts
+        return [common_pb2.Prompt.FromString(found) for found in packed]
+
+    async def _load(self, chunks: Iterable[Sequence[tuple[GroupId, Sequence[int]]]]) -> list[Claim]:
+        """Trajectories with their prompts; chunks: (group, samples), read in one call each."""
+        asked: list[Sequence[tuple[GroupId, Sequence[int]]]] = []
+
+        def calls() -> Iterator[list[Argument]]:
+            for runs in chunks:
+                asked.append(runs)
+                yield [word for group, some in runs for word in (group, len(some), records.pack_numbers(some))]
+
+        answered = 0
+
+        def take(answer: Sequence[Any]) -> list[Claim]:
+            nonlocal answered
+            answered += 1
+            return list(_claims(asked[(answered - 1) % len(asked)], answer))
+
+        loaded = await self._client.run_each("load_trajectories", None, calls(), take)
+        return [claim for some in loaded for claim in some]
+
+    async def _load_taken(self, answer: Sequence[bytes]) -> list[Claim]:
+        """Claims from claim_finished.lua's answer."""
+        return await self._load(_bounded(answer))
+
+    async def _load_leased(self, answer: Sequence[bytes]) -> list[Claim]:
+        """Claims from claim.lua's answer; reads segments only where there are any."""
+        claims: list[Claim] = []
+        started: list[TrajectoryId] = []
+        for i in range(0, len(answer), 3):
+            group, prompt = GroupId(answer[i].decode()), _prompt(answer[i + 2])
+            for sample, attempts, spans, tokens, _ in records.CLAIMED.iter_unpack(answer[i + 1]):
+                identity = trajectory_id(group, sample)
+                trajectory = Trajectory(
+                    trajectory_id=identity,
+                    group_id=group,
+                    prompt_token_ids=prompt.token_ids,
+                    segments=(),
+                    state=TrajectoryState.LEASED,
+                    attempts=attempts,
+                    spans=spans,
+                )
+                claims.append(Claim(trajectory, prompt.message))
+                if tokens:
+                    started.append(identity)
+        if not started:
+            return claims
+        loaded = {one.trajectory_id: one for one in await self.load_trajectories(started)}
+        return [Claim(loaded.get(one.trajectory.trajectory_id, one.trajectory), one.prompt) for one in claims]
 
 
-@dataclass(frozen=True)
-class _Leased:
-    """A row of claim.lua's answer."""
+def _bounded(answer: Sequence[bytes]) -> Iterator[list[tuple[GroupId, list[int]]]]:
+    """Members in claim_finished.lua's answer, in parts of bounded length and size."""
+    runs: list[tuple[GroupId, list[int]]] = []
+    num_bytes = number = 0
+    for i in range(0, len(answer), 2):
+        group = GroupId(answer[i].decode())
+        runs.append((group, []))
+        for sample, tokens in records.TAKEN.iter_unpack(answer[i + 1]):
+            if num_bytes > BYTES_PER_CALL or number == _TRAJECTORIES_PER_READ:
+                yield [run for run in runs if run[1]]
+                runs, num_bytes, number = [(group, [])], 0, 0
+            runs[-1][1].append(sample)
+            num_bytes += BYTES_PER_TOKEN * tokens
+            number += 1
+    if runs:
+        yield runs
 
-    identity: TrajectoryId
-    group: GroupId
-    attempts: int
-    spans: int
-    tokens: int
 
-    def trajectory(self, prompt_token_ids: IntArray, segments: tuple[Segment, ...]) -> Trajectory:
-        return Trajectory(
-            trajectory_id=self.identity,
-            group_id=self.group,
-            prompt_token_ids=prompt_token_ids,
-            segments=segments,
-            state=TrajectoryState.LEASED,
-            attempts=self.attempts,
-            spans=self.spans,
+def _claims(runs: Sequence[tuple[GroupId, Sequence[int]]], answer: Sequence[Any]) -> Iterator[Claim]:
+    """Trajectories from load_trajectories.lua's answer."""
+    for number, (group, samples) in enumerate(runs):
+        rows, reasons, values = answer[3 * number : 3 * number + 3]
+        if not rows:
+            raise _not_there(group, samples, values[0] if values else None)
+        prompt = _prompt(values[0])
+        reasons = reasons or itertools.repeat(b"", len(samples))
+        at = 1
+        for sample, row, reason in zip(samples, records.LOADED.iter_unpack(rows), reasons, strict=True):
+            end = at + row[4] + row[5]
+            identity = trajectory_id(group, sample)
+            yield Claim(
+                packing.make_trajectory(identity, group, row, reason, values[at:end], prompt.token_ids), prompt.message
+            )
+            at = end
+
+
+def _prompt(packed: bytes) -> Prompt:
+    message = common_pb2.Prompt.FromString(packed)
+    return Prompt(message, np.array(message.token_ids, dtype=np.int32))
+
+
+def _not_there(group: GroupId, samples: Sequence[int], archive: bytes | None) -> RequestError:
+    """The error for trajectories that the buffer does not have (any more)."""
+    if archive:
+        return RequestError(
+            f"group {group} is archived in {archive.decode()}: it is not in the buffer any more.", field="group_id"
         )
+    first = group if samples[0] == records.NOBODY else trajectory_id(group, samples[0])
+    others = f" or one of the {len(samples) - 1} after it" if len(samples) > 1 else ""
+    return RequestError(f"trajectory {first}{others} is unknown.", field="trajectory_id")

@@ -5,8 +5,8 @@
 -- epoch brings its fence, so that a controller that was replaced cannot take the run back.
 --
 -- Arguments  ARGV[3] nonce: the same call again, after a lost answer, gets the same epoch
--- Reads      fence, leases, scoring, lease_clock
--- Writes     fence, replies, leases, held:*, trajectories, parked, finished, scoring, counts, open, wake:*
+-- Reads      fence, leases, scoring, records, lease_clock
+-- Writes     fence, replies, records, leases, parked, finished, scoring, counts, open, wake:*
 -- Returns    {epoch, lease clock in ms}
 
 if call('HGET', 'fence', 'taker') == ARGV[3] then
@@ -22,15 +22,20 @@ end
 local epoch = call('HINCRBY', 'fence', 'epoch', 1)
 call('HSET', 'fence', 'counter', 0, 'taker', ARGV[3])
 call('DEL', 'replies')
-local leased = call('ZRANGE', 'leases', 0, -1)
-fetch(leased)
-for _, id in ipairs(leased) do
-  lose_lease(id, nil)
-end
-if call('EXISTS', 'scoring') == 1 then
-  redis.call('ZUNIONSTORE', prefix .. 'finished', 2, prefix .. 'finished', prefix .. 'scoring')
-  call('DEL', 'scoring')
-  wake('score')
+for _, queue in ipairs({'leases', 'scoring'}) do
+  local ids = call('ZRANGE', queue, 0, -1)
+  fetch(ids)
+  for _, id in ipairs(ids) do
+    for i, state in ipairs(columns[id].state) do
+      if state == LEASED then
+        lose_lease(id, i - 1, nil)
+      elseif state == SCORING then
+        columns[id].state[i] = FINISHED
+        changed[id] = true
+        wake('score')
+      end
+    end
+  end
 end
 save()
 return {epoch, tonumber(call('GET', 'lease_clock') or 0)}

@@ -3,31 +3,49 @@
 -- dropped, or until the next epoch.
 --
 -- Arguments  ARGV[3] limit, [4] nonce
--- Reads      finished, replies
--- Writes     finished, scoring, replies, wake:score
--- Returns    ids
+-- Reads      finished, records, replies
+-- Writes     records, finished, scoring, replies, counts, open, wake:score
+-- Returns    flat list, two a group: id, rows of TAKEN (buffer/records.py)
 
 local stale = check_fence()
 if stale then
   return stale
 end
-local repeated = recall('scoring', ARGV[4])
+local left, nonce = tonumber(ARGV[3]), ARGV[4]
+local repeated = recall('scoring', nonce)
 if repeated then
   return repeated
 end
-local popped = call('ZPOPMIN', 'finished', ARGV[3])
-local taken = {}
-for i = 1, #popped, 2 do
-  enqueue('scoring', popped[i], popped[i + 1])
-  taken[#taken + 1] = popped[i]
-end
-if call('EXISTS', 'finished') == 1 then
-  wake('score')
-else
-  call('DEL', 'wake:score')
+local TAKEN = 'I2I4'
+local taken, first = {}, 0
+while left > 0 do
+  local last = first + math.min(left, 16) - 1
+  local ids = call('ZRANGE', 'finished', first, last)
+  if #ids == 0 then
+    break
+  end
+  fetch(ids)
+  for _, id in ipairs(ids) do
+    local c, found = columns[id], {}
+    for i, state in ipairs(c.state) do
+      if left > 0 and state == FINISHED then
+        c.state[i] = SCORING
+        found[#found + 1] = i - 1
+        found[#found + 1] = c.tokens[i]
+        left = left - 1
+      end
+    end
+    if #found > 0 then
+      changed[id] = true
+      taken[#taken + 1] = id
+      taken[#taken + 1] = pack_rows(TAKEN, found, #found / 2)
+    end
+  end
+  first = last + 1
 end
 if #taken > 0 then
-  remember('scoring', ARGV[4], taken)
+  remember('scoring', nonce, taken)
 end
 save()
+rearm('score', 'finished')
 return taken

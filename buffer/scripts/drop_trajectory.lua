@@ -1,24 +1,21 @@
 #!lua flags=allow-oom
 -- Excludes a trajectory; what it holds stays.
 --
--- Arguments  ARGV[3] trajectory id, [4] reason
--- Reads      trajectories, group:*
--- Writes     trajectories, the queue it is in, group:*, groups:*, counts, open
--- Returns    {group id} when the group became complete or dropped by it, else {}
+-- Arguments  ARGV[3] group id, [4] sample, [5] reason
+-- Reads      records
+-- Writes     records, groups:*, the queues its group is in, counts, open
+-- Returns    1 when the group became complete or dropped by it, else 0
 
 local stale = check_fence()
 if stale then
   return stale
 end
-fetch({ARGV[3]})
-local t = records[ARGV[3]]
-if not t then
-  return refuse('trajectory ' .. ARGV[3] .. ' is unknown.')
+local id, sample = ARGV[3], tonumber(ARGV[4])
+fetch({id})
+local g = records[id]
+if not g or sample >= g.samples then
+  return refuse('trajectory ' .. member(id, sample) .. ' is unknown.')
 end
-drop(ARGV[3], ARGV[4])
+drop(id, sample, ARGV[5])
 save()
-local g = call('HMGET', 'group:' .. t.group, 'settled_by', 'state')
-if g[1] == ARGV[3] and (g[2] == 'complete' or g[2] == 'dropped') then
-  return {t.group}
-end
-return {}
+return g.settled_by == sample and (g.state == 'complete' or g.state == 'dropped') and 1 or 0

@@ -2,21 +2,56 @@
 -- Whole trajectories in one answer: asyncio costs more per answer than the server per read. Changes nothing,
 -- so it checks no fence; ARGV[1] and ARGV[2] are unused.
 --
--- Arguments  from ARGV[3] trajectory ids
--- Reads      trajectories, segments:*, components:*
--- Returns    a list of {group, state, finish reason, attempts, spans, drop reason, components, segments};
---            {} for an unknown id
+-- Arguments  from ARGV[3], three a group: id, number of samples, their numbers as rows of NUMBER
+--            (buffer/records.py)
+-- Reads      records, payload:*
+-- Returns    flat list, three a group: a row of LOADED a sample; a drop reason a sample (none: no sample is
+--            dropped); the packed prompt, then segments and, when it has ended, components, sample by sample.
+--            No rows for an unknown group or sample; for an archived group no rows, and the file as the last
 
-local ids = {unpack(ARGV, 3)}
+local ids = {}
+for i = 3, #ARGV, 3 do
+  ids[#ids + 1] = ARGV[i]
+end
 fetch(ids)
-local answers = {}
-for i, id in ipairs(ids) do
-  local t = records[id]
-  answers[i] = {}
-  if t then
-    local ended = t.state == 'scored' or t.state == 'dropped'
-    answers[i] = {t.group, t.state, t.finish_reason or 0, t.attempts or 0, t.spans or 0, t.drop_reason or '',
-      ended and call('GET', 'components:' .. id), call('LRANGE', 'segments:' .. id, 0, -1)}
+
+local function load(id, samples)
+  local g, c = records[id], columns[id]
+  if not g or g.archived ~= '' then
+    return '', {}, {g and g.archived}
   end
+  local rows, names, reasons, dropped = {}, {'prompt'}, {}, false
+  for number, sample in ipairs(samples) do
+    local i = sample + 1
+    if i > g.samples then
+      return '', {}, {}
+    end
+    local state, parts, at = c.state[i], c.parts[i], #rows
+    local ended = state >= SCORED
+    rows[at + 1], rows[at + 2], rows[at + 3] = state, c.finish[i], c.attempts[i]
+    rows[at + 4], rows[at + 5], rows[at + 6] = c.spans[i], parts, ended and 1 or 0
+    for part = 0, parts - 1 do
+      names[#names + 1] = field(sample, part)
+    end
+    if ended then
+      names[#names + 1] = field(sample, 'score')
+    end
+    reasons[number] = state == DROPPED and g.reasons[c.reason[i]] or ''
+    dropped = dropped or state == DROPPED
+  end
+  local values = call('HMGET', 'payload:' .. id, unpack(names, 1, math.min(#names, 1000)))
+  for first = 1001, #names, 1000 do
+    for _, value in ipairs(call('HMGET', 'payload:' .. id, unpack(names, first, math.min(first + 999, #names)))) do
+      values[#values + 1] = value
+    end
+  end
+  return pack_rows('BBI4I4I4B', rows, #samples), dropped and reasons or {}, values
+end
+
+local answers = {}
+for i = 3, #ARGV, 3 do
+  local at = #answers
+  local samples = unpack_rows('I2', ARGV[i + 2], tonumber(ARGV[i + 1]))
+  answers[at + 1], answers[at + 2], answers[at + 3] = load(ARGV[i], samples)
 end
 return answers

@@ -5,8 +5,8 @@
 -- Asking again before anything was consumed on the new branch returns the same number.
 --
 -- Arguments  ARGV[3] parent branch, [4] iteration of the restored commit, [5] drop_partials (0 or 1)
--- Reads      branches, consumed:*, groups:open, groups:complete, weights:*, version, trajectories
--- Writes     fence, branches, groups:*, group:*, consumed:*, trajectories, the queues they are in, counts, open
+-- Reads      branches, consumed:*, groups:open, groups:complete, weights:*, version, records
+-- Writes     fence, branches, records, groups:*, consumed:*, the queues that groups are in, counts, open
 -- Returns    the number of the new branch
 
 local stale = check_fence()
@@ -42,10 +42,12 @@ end
 
 local function abandon(branch)
   local above = line[branch] and '(' .. line[branch] or '-inf'
-  for _, group in ipairs(call('ZRANGEBYSCORE', 'consumed:' .. branch, above, '+inf')) do
-    move_group(group, 'consumed', 'abandoned')
-    call('ZREM', 'consumed:' .. branch, group)
+  local ids = call('ZRANGEBYSCORE', 'consumed:' .. branch, above, '+inf')
+  fetch(ids)
+  for _, id in ipairs(ids) do
+    records[id].state, changed[id] = 'abandoned', true
   end
+  call_in_parts('ZREM', 'consumed:' .. branch, ids)
 end
 
 local function restored_version()
@@ -59,9 +61,9 @@ local function restored_version()
   return 0
 end
 
-local function is_newer(group, restored)
-  for _, id in ipairs(fetch_members(group)) do
-    if (records[id].weights or 0) > restored then
+local function is_newer(id, restored)
+  for _, version in ipairs(columns[id].weights) do
+    if version > restored then
       return true
     end
   end
@@ -74,10 +76,12 @@ for known = 0, newest do
   abandon(known)
 end
 for _, state in ipairs({'open', 'complete'}) do
-  for _, group in ipairs(call('ZRANGE', 'groups:' .. state, 0, -1)) do
-    call('HSET', 'group:' .. group, 'branch', branch)
-    if ARGV[5] == '1' and is_newer(group, restored) then
-      drop_group(group, 'rollback')
+  local ids = call('ZRANGE', 'groups:' .. state, 0, -1)
+  fetch(ids)
+  for _, id in ipairs(ids) do
+    records[id].branch, changed[id] = branch, true
+    if ARGV[5] == '1' and is_newer(id, restored) then
+      drop_group(id, 'rollback')
     end
   end
 end

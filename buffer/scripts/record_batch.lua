@@ -3,8 +3,8 @@
 -- changes nothing.
 --
 -- Arguments  ARGV[3] branch, [4] iteration, [5] packed batch, then group ids
--- Reads      redo:<branch>, commit, group:*
--- Writes     fence, redo:<branch>, group:*, groups:*, consumed:<branch>, counts
+-- Reads      redo:<branch>, commit, records
+-- Writes     fence, redo:<branch>, records, groups:*, consumed:<branch>, counts
 -- Returns    1 if it was recorded now, 0 if it had been before
 
 local stale = check_fence()
@@ -24,21 +24,25 @@ local commit = call('HMGET', 'commit', 'branch', 'iteration')
 if commit[1] == branch and tonumber(iteration) <= tonumber(commit[2]) then
   return refuse('iteration ' .. iteration .. ' of branch ' .. branch .. ' lies below the commit at ' .. commit[2] .. '.')
 end
-for i = 6, #ARGV do
-  local g = call('HMGET', 'group:' .. ARGV[i], 'state', 'branch')
-  if g[1] ~= 'complete' then
-    return refuse('group ' .. ARGV[i] .. ' is ' .. (g[1] or 'unknown') .. '; only a complete one can be trained on.')
+local ids = {unpack(ARGV, 6)}
+fetch(ids)
+for _, id in ipairs(ids) do
+  local g = records[id]
+  if not g or g.state ~= 'complete' then
+    return refuse('group ' .. id .. ' is ' .. (g and g.state or 'unknown') .. '; only a complete one can be trained on.')
   end
-  if g[2] ~= branch then
-    return refuse('group ' .. ARGV[i] .. ' belongs to branch ' .. g[2] .. ', not ' .. branch .. '.')
+  if g.branch ~= tonumber(branch) then
+    return refuse('group ' .. id .. ' belongs to branch ' .. g.branch .. ', not ' .. branch .. '.')
   end
 end
 
 call('HSET', 'redo:' .. branch, iteration, batch)
-for i = 6, #ARGV do
-  move_group(ARGV[i], 'complete', 'consumed')
-  call('HSET', 'group:' .. ARGV[i], 'consumed_iteration', iteration)
-  call('ZADD', 'consumed:' .. branch, iteration, ARGV[i])
+local consumed = {}
+for _, id in ipairs(ids) do
+  records[id].state, records[id].consumed_iteration, changed[id] = 'consumed', tonumber(iteration), true
+  consumed[#consumed + 1] = iteration
+  consumed[#consumed + 1] = id
 end
+call_in_parts('ZADD', 'consumed:' .. branch, consumed)
 save()
 return 1

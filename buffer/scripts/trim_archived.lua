@@ -1,11 +1,11 @@
 #!lua flags=allow-oom
--- Lets go of what the archive holds: prompts, trajectories, segments and components of ended groups. The group
+-- Lets go of what the archive holds: prompts, segments and components of ended groups. The group
 -- stays with the name of its file. Groups above the newest commit are refused, since the redo log needs them.
 -- All or nothing; a group that is trimmed already keeps its first pointer.
 --
 -- Arguments  ARGV[1] the archiver's token (ARGV[2] is ignored); from ARGV[3], two a group: id, archive file
--- Reads      archiver, commit, group:*
--- Writes     group:*, groups:*, prompt:*, trajectories, segments:*, components:*
+-- Reads      archiver, commit, records
+-- Writes     records, groups:*, payload:*, counts
 -- Returns    how many groups were trimmed now
 
 local newest = tonumber(call('GET', 'archiver') or 0)
@@ -26,28 +26,28 @@ local function below_commit(state, branch, opened, consumed)
   return branch < commit_branch or (branch == commit_branch and consumed <= commit_iteration)
 end
 
-local groups = {}
+local ids, files = {}, {}
 for i = 3, #ARGV, 2 do
-  local g = call('HMGET', 'group:' .. ARGV[i], 'state', 'branch', 'iteration', 'consumed_iteration', 'samples', 'archived')
-  if not g[1] or not below_commit(g[1], tonumber(g[2]), tonumber(g[3]), tonumber(g[4] or -1)) then
-    return refuse('group ' .. ARGV[i] .. ' is ' .. (g[1] or 'unknown') .. '; only an ended one below the commit can be trimmed.')
+  ids[#ids + 1] = ARGV[i]
+  files[#files + 1] = ARGV[i + 1]
+end
+fetch(ids)
+for _, id in ipairs(ids) do
+  local g = records[id]
+  if not g or not below_commit(g.state, g.branch, g.iteration, g.consumed_iteration) then
+    return refuse('group ' .. id .. ' is ' .. (g and g.state or 'unknown') .. '; only an ended one below the commit can be trimmed.')
   end
-  groups[#groups + 1] = {id = ARGV[i], file = ARGV[i + 1], state = g[1], samples = tonumber(g[5]), archived = g[6]}
 end
 
 local trimmed = 0
-for _, g in ipairs(groups) do
-  call('ZREM', 'groups:' .. g.state, g.id)
-  if not g.archived then
-    for sample = 0, g.samples - 1 do
-      local id = member(g.id, sample)
-      call('HDEL', 'trajectories', id)
-      call('UNLINK', 'segments:' .. id)
-      call('UNLINK', 'components:' .. id)
-    end
-    call('UNLINK', 'prompt:' .. g.id)
-    call('HSET', 'group:' .. g.id, 'archived', g.file)
+for i, id in ipairs(ids) do
+  local g = records[id]
+  if g.archived == '' then
+    call('UNLINK', 'payload:' .. id)
+    call('ZREM', 'groups:' .. g.state, id)
+    g.archived, g.bytes, changed[id] = files[i], 0, true
     trimmed = trimmed + 1
   end
 end
+save()
 return trimmed

@@ -73,7 +73,7 @@ class Driver:
         return cls(buffer, clock, await buffer.acquire_epoch())
 
     async def open(self, *groups: NewGroup) -> int:
-        return await self.buffer.open_groups(self.fence, groups)
+        return (await self.buffer.open_groups(self.fence, groups)).opened
 
     async def claim(
         self,

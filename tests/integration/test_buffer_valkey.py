@@ -75,7 +75,7 @@ async def test_a_call_waits_for_a_server_that_is_restarted(server: EmbeddedServe
     opening = asyncio.create_task(buffer.open_groups(fence, [new_group(samples=1)]))
     await soon(0.3)
     server.restart()
-    assert await asyncio.wait_for(opening, 10) == 1
+    assert (await asyncio.wait_for(opening, 10)).opened == 1
     assert [claim.trajectory.group_id for claim in await asyncio.wait_for(claiming, 10)] == [new_group().group_id]
     await buffer.close()
 

@@ -7,7 +7,7 @@ import pytest
 from crescendo.buffer import keys
 from crescendo.buffer.scripts import script, script_names
 from crescendo.common.errors import RequestError
-from crescendo.common.types import GroupId, TrajectoryId
+from crescendo.common.types import GroupId
 
 
 def test_all_keys_of_a_run_share_its_hash_tag() -> None:
@@ -15,8 +15,8 @@ def test_all_keys_of_a_run_share_its_hash_tag() -> None:
     names = [
         made.fence,
         made.schema,
-        made.group(GroupId("g")),
-        made.segments(TrajectoryId("t")),
+        made.records,
+        made.payload(GroupId("g")),
         made.redo(3),
         made.weights(7),
     ]
@@ -36,7 +36,7 @@ def test_every_key_that_a_script_touches_is_in_the_schema() -> None:
         name
         for one in script_names()
         for name in re.findall(r"call\('[A-Z]+', '([a-z_]+)", script(one).text)
-        + re.findall(r"(?:en|de)queue\('([a-z_]+)'", script(one).text)
+        + re.findall(r"(?:requeue|put|take)\('([a-z_]+)", script(one).text)
     }
-    assert {"fence", "parked", "leases", "segments"} <= touched
+    assert {"fence", "records", "leases", "payload"} <= touched
     assert touched <= documented

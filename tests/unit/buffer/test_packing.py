@@ -1,58 +1,57 @@
-"""Between domain types and stored bytes."""
+"""Between domain types and what the scripts take and give."""
+
+from typing import cast
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crescendo.buffer import packing
-from crescendo.buffer.ledger import _chunks
-from crescendo.common.errors import BufferStateError
-from crescendo.common.types import Segment, TrajectoryId
+from crescendo.buffer import Update, packing
+from crescendo.buffer.ledger import _ITEMS_PER_CALL, _chunks
+from crescendo.buffer.segments import pack_segment
+from crescendo.buffer.trajectories import BYTES_PER_CALL, BYTES_PER_TOKEN
+from crescendo.common.types import Segment, TrajectoryId, TrajectoryState, group_id
 from crescendo.proto.v1 import common_pb2
 
 IDENTITY = TrajectoryId("b0-i000001-d0000-s000")
+ROW = (5, common_pb2.FINISH_REASON_STOP, 1, 2, 2, 0)  # finished
 
 
-@given(
-    tokens=st.lists(st.integers(0, 2**31 - 1), max_size=40),
-    masked=st.integers(0, 2**40 - 1),
-    version=st.integers(0, 2**40),
-    stage=st.text(max_size=8),
-)
-def test_segments_come_back_as_they_were(tokens: list[int], masked: int, version: int, stage: str) -> None:
-    mask = np.array([bool(masked >> i & 1) for i in range(len(tokens))], dtype=np.bool_)
-    log_probs = np.linspace(-9, 0, len(tokens), dtype=np.float32)
-    made = Segment(version, 3, stage, 1, np.array(tokens, dtype=np.int32), log_probs, mask)
-    (back,) = packing.unpack_segments(IDENTITY, [made.to_proto().SerializeToString()])
-    assert (back.weight_version, back.stage, back.iteration, back.branch) == (version, stage, 3, 1)
-    np.testing.assert_array_equal(back.token_ids, made.token_ids)
-    np.testing.assert_array_equal(back.log_probs, made.log_probs)
-    np.testing.assert_array_equal(back.loss_mask, made.loss_mask)
+def some_segment(tokens: int = 4) -> Segment:
+    return Segment(
+        7,
+        3,
+        "8k",
+        1,
+        np.arange(tokens, dtype=np.int32),
+        np.linspace(-9, 0, tokens, dtype=np.float32),
+        np.arange(tokens) % 3 != 1,
+    )
 
 
-def test_damaged_segments_are_named() -> None:
-    short = common_pb2.Segment(num_tokens=4, token_ids=b"\0" * 16, log_probs=b"\0" * 12)
-    for packed in (short.SerializeToString(), b"\xff\xff\xff"):
-        with pytest.raises(BufferStateError, match=IDENTITY):
-            packing.unpack_segments(IDENTITY, [packed])
+@pytest.mark.parametrize("damage", [b"\xff\xff\xff", None, pack_segment(some_segment())[:-1]])
+def test_a_damaged_trajectory_costs_itself_only(damage: bytes | None) -> None:
+    packed = [pack_segment(some_segment()), damage]
+    made = packing.make_trajectory(IDENTITY, group_id(0, 1, 0), ROW, b"", packed, np.ones(2, dtype=np.int32))
+    assert (made.state, made.segments) == (TrajectoryState.DROPPED, ())
+    assert made.drop_reason.startswith(packing.DAMAGED)
+    sound = packing.make_trajectory(IDENTITY, group_id(0, 1, 0), ROW, b"", packed[:1] * 2, np.ones(2, dtype=np.int32))
+    assert (sound.state, sound.num_tokens, sound.attempts, sound.spans) == (TrajectoryState.FINISHED, 8, 1, 2)
 
 
 @given(sizes=st.lists(st.integers(0, 10_000_000), max_size=600))
 def test_chunks_lose_nothing_and_stay_small(sizes: list[int]) -> None:
     class Sized:
         def __init__(self, size: int) -> None:
-            self.size = size
+            self.token_ids = range(size)
 
-        def __len__(self) -> int:
-            return self.size
-
-    rows = [(number, Sized(size)) for number, size in enumerate(sizes)]
-    chunks = list(_chunks(rows))
-    assert [word for chunk in chunks for word in chunk] == [word for row in rows for word in row]
+    updates = [Update(IDENTITY, number, cast("Segment", Sized(size))) for number, size in enumerate(sizes)]
+    chunks = list(_chunks(updates))
+    assert [one for chunk in chunks for one in chunk] == updates
     for chunk in chunks:
-        assert len(chunk) <= 2 * 256
-        assert sum(len(word) for word in chunk[1:-2:2]) < 8 * 2**20
+        assert 0 < len(chunk) <= _ITEMS_PER_CALL
+        assert sum(BYTES_PER_TOKEN * sizes[one.offset] for one in chunk[:-1]) < BYTES_PER_CALL
 
 
 def test_counts_name_every_state() -> None:
