@@ -12,6 +12,7 @@ from typing import TypeAlias
 from crescendo import __version__
 from crescendo.cli.data_options import add_data_commands
 from crescendo.cli.exits import Exit, describe, show_error
+from crescendo.cli.job_options import add_cluster, add_job_commands
 from crescendo.common.errors import CrescendoError
 
 _DESCRIPTION = """\
@@ -28,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     options = parser().parse_args(arguments)
     module, name = options.command.split(":")
+    if getattr(options, "cluster", False):
+        module = "jobs"
     try:
         command = getattr(importlib.import_module(f"crescendo.cli.{module}"), name)
         return int(command(options))
@@ -57,6 +60,7 @@ def parser() -> argparse.ArgumentParser:
     _add_archive_commands(commands)
     _add_tools(commands)
     add_data_commands(commands, _add)
+    add_job_commands(commands, _add)
     return root
 
 
@@ -113,6 +117,7 @@ def _add_run_commands(commands: Commands) -> None:
         commands, "resume", "run:resume", "continue a run that stopped or died", "crescendo resume runs/quickstart"
     )
     _add_run_argument(resume)
+    add_cluster(resume)
     for command in (run, resume):
         command.add_argument(
             "--restarts",
@@ -156,6 +161,7 @@ def _add_verbs(commands: Commands) -> None:
     )
     _add_run_argument(promote)
     promote.add_argument("--stage", metavar="NAME", default="", help="the stage to enter; the next when left out")
+    add_cluster(promote)
     stop = _add(commands, "stop", "verbs:stop", "end a run, after a checkpoint, so that it can be resumed")
     _add_run_argument(stop)
     stop.add_argument("--no-commit", dest="commit", action="store_false", help="without the checkpoint")

@@ -5,7 +5,7 @@ know yet is neither dropped nor invented. Calls carry a time-out; what fails is 
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -135,6 +135,25 @@ class KubernetesApi:
         """A JSON patch."""
         call = self._client.patch(_RESOURCES[kind], name, operations, namespace=namespace, patch_type=PatchType.JSON)
         await self._do(call)
+
+    async def merge(self, kind: str, name: str, namespace: str, change: Manifest) -> None:
+        """A JSON merge patch."""
+        await self._do(
+            self._client.patch(_RESOURCES[kind], name, change, namespace=namespace, patch_type=PatchType.MERGE)
+        )
+
+    async def create_new(self, manifest: Manifest) -> Manifest:
+        """Creates an object and returns it as stored; one that is there already is an ApiFailure with 409."""
+        resource: Any = _RESOURCES[manifest["kind"]].from_dict(manifest)
+        return dict(await self._do(self._client.create(resource, namespace=manifest["metadata"]["namespace"])))
+
+    async def log(self, pod: str, namespace: str, *, follow: bool, lines: int) -> AsyncIterator[str]:
+        """Lines of a pod's log."""
+        try:
+            async for line in self._client.log(pod, namespace=namespace, follow=follow, tail_lines=lines):
+                yield line
+        except (httpx2.HTTPError, OSError) as error:
+            raise ApiFailure(f"the log of {pod} cannot be read: {error}", 0) from None
 
     async def may(self, user: str, groups: list[str], attributes: Manifest) -> bool:
         """Whether a user may do something (a SubjectAccessReview's resourceAttributes)."""

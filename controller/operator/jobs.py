@@ -1,0 +1,93 @@
+"""RLJobs as a person handles them: submit, list, follow logs, suspend, resume, promote, delete.
+
+Called by the command line for people who don't speak kubectl; uses the person's own kubeconfig.
+"""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from crescendo.common.errors import ConfigError, CrescendoError
+from crescendo.controller.operator.api import ApiFailure, KubernetesApi
+from crescendo.controller.operator.resource import KIND, Job, Manifest
+
+
+class Jobs:
+    """The RLJobs of one namespace ("*": of all, for listing only)."""
+
+    def __init__(self, api: KubernetesApi, namespace: str) -> None:
+        self._api = api
+        self._namespace = namespace
+
+    async def submit(self, manifest: Manifest) -> Job:
+        """Creates an RLJob; raises ConfigError when the API server refuses it or the name is taken."""
+        name = manifest["metadata"]["name"]
+        manifest = {**manifest, "metadata": {**manifest["metadata"], "namespace": self._namespace}}
+        try:
+            return Job.from_body(await self._api.create_new(manifest))
+        except ApiFailure as failure:
+            if failure.code == 409:
+                raise ConfigError(
+                    f"there is an RLJob {self._namespace}/{name} already.",
+                    field="metadata.name",
+                    fix="Choose another --name, or delete that one.",
+                ) from None
+            if failure.code in (400, 422):
+                raise ConfigError(failure.message, fix="Correct what it names.") from None
+            raise
+
+    async def list(self) -> list[Job]:
+        """All jobs, by namespace and name."""
+        found = map(Job.from_body, await self._api.find(KIND, self._namespace, {}))
+        return sorted(found, key=lambda job: (job.namespace, job.name))
+
+    async def get(self, name: str) -> Job:
+        """One job; raises ConfigError when there is none."""
+        body = await self._api.get(KIND, name, self._namespace)
+        if body is None:
+            raise ConfigError(
+                f"there is no RLJob {name} in namespace {self._namespace}.", field="JOB", fix="See `crescendo get`."
+            )
+        return Job.from_body(body)
+
+    async def suspend(self, name: str, suspended: bool) -> None:
+        """Asks for a suspension, or for its end."""
+        await self._set(name, {"suspend": suspended})
+
+    async def promote(self, name: str, stage: str) -> str:
+        """Asks for a later stage, the next when empty; returns its name."""
+        job = await self.get(name)
+        stages = [found["name"] for step in job.spec["run"]["steps"] for found in step["rl"]["stages"]]
+        present = str((job.status.get("progress") or {}).get("stage", ""))
+        later = stages[stages.index(present) + 1 :] if present in stages else stages
+        wanted = stage or (later[0] if later else "")
+        if wanted not in later:
+            raise ConfigError(
+                f"stage {wanted!r} does not follow {present!r}; later stages: {', '.join(later) or 'none'}.",
+                field="--stage",
+                fix="Name a later stage, or none for the next.",
+            )
+        await self._set(name, {"promoteTo": wanted})
+        return wanted
+
+    async def delete(self, name: str) -> None:
+        """Deletes a job; its volumes stay if they are retained."""
+        await self.get(name)
+        await self._api.delete(KIND, name, self._namespace)
+
+    async def logs(self, name: str, *, follow: bool, lines: int) -> AsyncIterator[str]:
+        """Lines of the head pod of the present attempt."""
+        job = await self.get(name)
+        cluster = (job.status.get("cluster") or {}).get("rayCluster", "")
+        labels = {"ray.io/cluster": cluster, "ray.io/node-type": "head"}
+        pods = await self._api.find("Pod", self._namespace, labels) if cluster else []
+        if not pods:
+            raise CrescendoError(
+                f"RLJob {name} has no pods now (phase {job.status.get('phase', 'unknown')}).",
+                fix=f"See why: crescendo get {name}",
+            )
+        async for line in self._api.log(pods[0]["metadata"]["name"], self._namespace, follow=follow, lines=lines):
+            yield line
+
+    async def _set(self, name: str, fields: dict[str, Any]) -> None:
+        await self.get(name)
+        await self._api.merge(KIND, name, self._namespace, {"spec": fields})

@@ -1,0 +1,128 @@
+"""A run file becomes an RLJob and comes back; children follow the RLJob."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from crescendo.common.config import check_mapping, read_mapping
+from crescendo.common.errors import ConfigError
+from crescendo.controller.operator.children import fixtures, ray_job, spec_problems
+from crescendo.controller.operator.options import Options
+from crescendo.controller.operator.render import to_rljob, to_run_file
+from crescendo.controller.operator.resource import Job
+from tests.unit.controller.rljob.world import START
+
+ROOT = Path(__file__).parents[4]
+RECIPES = sorted(ROOT.glob("recipes/*/recipe.yaml"))
+QUICKSTART = ROOT / "recipes/quickstart/recipe.yaml"
+
+
+def job(**spec: Any) -> Job:
+    manifest = to_rljob(read_mapping(QUICKSTART), image="crescendo/run:1")
+    return Job("math", "team", "uid-1", 1, START, False, {**manifest["spec"], **spec}, {})
+
+
+def containers(number: int = 1, **spec: Any) -> list[dict[str, Any]]:
+    cluster = ray_job(job(**spec), number, Options())["spec"]["rayClusterSpec"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    return [group["template"]["spec"]["containers"][0] for group in groups]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.parent.name)
+def test_a_run_file_survives_the_way_there_and_back(recipe: Path) -> None:
+    before = read_mapping(recipe)
+    after = to_run_file(to_rljob(before, image="x"))
+    once, twice = check_mapping(before, "before"), check_mapping(after, "after")
+    once.run.folder, once.console, once.buffer, once.placement = (
+        twice.run.folder, twice.console, twice.buffer, twice.placement,
+    )  # fmt: skip
+    assert once == twice
+
+
+def test_what_is_no_rljob_is_refused() -> None:
+    with pytest.raises(ConfigError, match="not an RLJob"):
+        to_run_file({"kind": "RayJob", "spec": {}})
+
+
+def test_the_run_file_of_a_job_is_checked_with_what_the_cluster_decides() -> None:
+    assert spec_problems(job(), Options()) == ()
+    (problem,) = spec_problems(job(run={"steps": []}), Options())
+    assert "steps is empty" in problem
+    (problem,) = spec_problems(job(run={"model": {"source": "${oc.env:SECRET}"}}), Options())
+    assert "crescendo render" in problem
+
+
+def test_a_shared_buffer_needs_one_in_the_installation() -> None:
+    assert "valkey.enabled" in spec_problems(job(buffer={"mode": "Shared"}), Options())[0]
+    assert spec_problems(job(buffer={"mode": "Shared"}), Options(shared_buffer_url="redis://valkey:6379/0")) == ()
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        {"spec": {"serviceAccountName": "admin"}},
+        {"spec": {"securityContext": {"runAsUser": 0}}},
+        {"spec": {"containers": [{"name": "ray-head", "securityContext": {"privileged": True}}]}},
+        {"spec": {"hostNetwork": True}},
+    ],
+)
+def test_a_pod_patch_may_not_touch_identity_or_security(template: dict[str, Any]) -> None:
+    (problem,) = spec_problems(job(podPatches=[{"component": "head", "template": template}]), Options())
+    assert "may not be set" in problem
+
+
+def test_a_pod_patch_merges_by_name() -> None:
+    template = {"spec": {"containers": [{"name": "ray-worker", "env": [{"name": "NCCL_DEBUG", "value": "INFO"}]}]}}
+    head, worker = containers(podPatches=[{"component": "worker", "template": template}])
+    names = [entry["name"] for entry in worker["env"]]
+    assert "NCCL_DEBUG" in names
+    assert "HOME" in names
+    assert "NCCL_DEBUG" not in [entry["name"] for entry in head["env"]]
+
+
+def test_gpus_go_to_workers_and_are_hidden_elsewhere() -> None:
+    head, worker = containers(placement={"mode": "Colocated", "nodes": 2, "devicesPerNode": 8})
+    assert worker["resources"]["limits"]["nvidia.com/gpu"] == "8"
+    assert {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"} in head["env"]
+    assert {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"} not in worker["env"]
+
+
+def test_disaggregated_engines_have_a_group_of_their_own() -> None:
+    manifest = ray_job(job(placement={"mode": "Disaggregated", "nodes": 2, "rolloutNodes": 3}), 4, Options())
+    groups = manifest["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert [(group["groupName"], group["replicas"]) for group in groups] == [("worker", 2), ("rollout", 3)]
+    assert manifest["metadata"]["name"] == "math-4"
+    assert manifest["spec"]["backoffLimit"] == 0
+
+
+def test_kueue_keeps_the_suspension_of_a_queued_job() -> None:
+    manifest = ray_job(job(queue={"name": "gpus"}), 1, Options())
+    assert manifest["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpus"
+    assert "suspend" not in manifest["spec"]
+
+
+def test_retained_volumes_have_no_owner_and_others_do() -> None:
+    for retention, owned in (("Retain", False), ("Delete", True)):
+        claims = [
+            manifest
+            for manifest in fixtures(job(storage={"retention": retention}), Options())
+            if manifest["kind"] == "PersistentVolumeClaim"
+        ]
+        assert [("ownerReferences" in claim["metadata"]) for claim in claims] == [owned]
+
+
+def test_the_mounted_run_file_is_a_run_file() -> None:
+    (found,) = [one for one in fixtures(job(), Options()) if one["kind"] == "ConfigMap"]
+    config = check_mapping(yaml.safe_load(found["data"]["run.yaml"]), "run.yaml")
+    assert (config.run.name, config.buffer.name, config.placement.device) == ("math", "external", "cpu")
+    assert config.buffer.url == "redis://math-buffer.team.svc:6379/0"
+
+
+def test_only_the_runs_own_pods_reach_its_buffer() -> None:
+    policies = {one["metadata"]["name"]: one for one in fixtures(job(), Options()) if one["kind"] == "NetworkPolicy"}
+    (rule,) = policies["math-buffer"]["spec"]["ingress"]
+    assert rule["ports"] == [{"port": 6379, "protocol": "TCP"}]
+    assert rule["from"][0]["podSelector"]["matchLabels"] == {"rl.crescendo.dev/job": "math"}
+    assert policies["math-buffer"]["spec"]["egress"] == []
