@@ -87,10 +87,13 @@ class ColdSandbox:
         limits = program.limits
         loop = asyncio.get_running_loop()
         reasons: list[Ending] = []
+        started_s = time.monotonic()
 
         def kill(reason: Ending) -> None:
             reasons.append(reason)
             process.kill()
+
+        timer = loop.call_later(_START_S, kill, Ending.SANDBOX_ERROR)
 
         def begin() -> None:
             nonlocal started_s, timer
@@ -98,12 +101,10 @@ class ColdSandbox:
             started_s = time.monotonic()
             timer = loop.call_later(limits.wall_s, kill, Ending.TIMEOUT)
 
-        started_s = time.monotonic()
         # One byte more than the limit: the first is the jail's own, and says that the candidate starts.
         stdout = Capture(limits.output_bytes + 1, lambda: kill(Ending.OUTPUT), begin)
         stderr = Capture(limits.output_bytes, lambda: kill(Ending.OUTPUT))
         process = self._start(program, number, stdout, stderr)
-        timer = loop.call_later(_START_S, kill, Ending.SANDBOX_ERROR)
         watcher = loop.run_in_executor(None, process.wait)
         try:
             code = await asyncio.shield(watcher)
