@@ -36,9 +36,10 @@ class HttpTransport:
     def __init__(self, name: str, model: RewardModelConfig, key: str) -> None:
         self._name = name
         self._model = model
-        self._url = model.url.rstrip("/") + (model.path or _PATHS[model.answers])
+        self._url = _address(name, model.url.rstrip("/") + (model.path or _PATHS[model.answers]))
         self._client = httpx.AsyncClient(
-            headers={"authorization": f"Bearer {key}"} if key else {},
+            # Unpacked nowhere: a small body must not become a large one.
+            headers={"accept-encoding": "identity"} | ({"authorization": f"Bearer {key}"} if key else {}),
             timeout=model.timeout_s,
             limits=httpx.Limits(max_connections=model.max_concurrency),
             verify=_trust(name, model.ca_file),
@@ -73,7 +74,7 @@ class HttpTransport:
             if answer.status_code != httpx.codes.OK:
                 raise self._refusal(answer)
             received = bytearray()
-            async for piece in answer.aiter_bytes():
+            async for piece in answer.aiter_raw():
                 received += piece
                 if len(received) > MAX_BODY_BYTES:
                     raise WorkerLostError(f"reward model {self._name} answered with more than {MAX_BODY_BYTES} bytes.")
@@ -111,6 +112,18 @@ class HttpTransport:
             "temperature": model.temperature,
             "max_tokens": model.max_tokens,
         }
+
+
+def _address(name: str, url: str) -> httpx.URL:
+    try:
+        address = httpx.URL(url)
+    except (httpx.InvalidURL, UnicodeError) as error:
+        raise ConfigError(
+            f"rewards.models.{name}.url is no address: {error}", field=f"rewards.models.{name}.url"
+        ) from None
+    if not address.host:
+        raise ConfigError(f"rewards.models.{name}.url names no host.", field=f"rewards.models.{name}.url")
+    return address
 
 
 def _trust(name: str, ca_file: str) -> ssl.SSLContext:
