@@ -4,12 +4,12 @@ The executor does the same with each step in a confined worker. Here decoding an
 process, so a caller that judges model text passes `take` a function that asks a confined one.
 """
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from crescendo.common.errors import DeadlineError, InternalError
 from crescendo.reward_service.judge.steps import MAX_STEPS, Rules, Step, judge_step
+from crescendo.reward_service.judge.together import together
 from crescendo.reward_service.judge.verdicts import Judged
 from crescendo.reward_service.sandbox.protocol import Outcome, Sandbox
 
@@ -34,5 +34,5 @@ async def conduct(take: Callable[[Sequence[Outcome]], Awaitable[Step]], sandbox:
         remaining_s = ends_s - time.monotonic()
         if remaining_s <= 0:
             raise DeadlineError(f"a judging took longer than {deadline_s:g} s.", field="deadline_s")
-        ended += await asyncio.gather(*(sandbox.run(program, remaining_s) for program in step))
+        ended += await together(sandbox.run(program, remaining_s) for program in step)
     raise InternalError(f"a judging took more than {MAX_STEPS} steps.")

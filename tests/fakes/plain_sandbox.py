@@ -37,7 +37,7 @@ class PlainSandbox:
     async def _run(self, program: Program, folder: str, limit_s: float) -> Outcome:
         started_s = time.perf_counter()
         child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-S", "-I", "main.py", *program.arguments),
+            *(sys.executable, "-S", "-E", "-s", "main.py", *program.arguments),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -54,7 +54,7 @@ class PlainSandbox:
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
-        stdout, stderr = await talk
+            stdout, stderr = await talk
         status = child.returncode or 0
         ending = Ending.TIMEOUT if is_late else Ending.SIGNALED if status < 0 else Ending.EXITED
         size = program.limits.output_bytes
