@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha import reflection
 
 from crescendo.common.errors import EnvironmentProblem
 from crescendo.common.rpc.channel import OPTIONS
+from crescendo.common.rpc.decoding import DecodingGuard
 from crescendo.common.rpc.guards import IdentityGuard, TokenGuard
 from crescendo.common.rpc.identity import IdentityFiles
 
@@ -58,7 +59,7 @@ async def serve(
         interceptors = (IdentityGuard(files.own(), roles),)
     # No SO_REUSEPORT: two servers on one port would share its calls silently.
     options = (*OPTIONS, ("grpc.so_reuseport", 0))
-    server = grpc.aio.server(interceptors=interceptors, options=options)
+    server = grpc.aio.server(interceptors=(*interceptors, DecodingGuard()), options=options)
     register(server)
     servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)

@@ -11,7 +11,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from crescendo.common.errors import OverloadError, RequestError
-from crescendo.common.rpc import Client, Endpoint, guarded, serve
+from crescendo.common.rpc import Client, Endpoint, guarded, serve, to_error
 from crescendo.common.rpc.status import Context
 from crescendo.proto.v1 import reward_pb2, reward_pb2_grpc
 
@@ -85,3 +85,13 @@ async def test_a_message_that_quotes_too_much_still_arrives(text: str) -> None:
         with pytest.raises(RequestError, match="bad: ") as caught:
             await client.call(client.stub.GetStatus, REQUEST, timeout_s=10.0)
         assert caught.value.message.endswith("...")
+
+
+async def test_bytes_that_are_no_request_are_refused_by_type() -> None:
+    async with client_of(Refusing(0, is_stranger=False)) as client:
+        raw = client._channel.unary_unary("/crescendo.v1.ExecutorService/GetStatus")
+        assert await raw(b"", timeout=10.0)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await raw(b"\xff\xff\xff", timeout=10.0)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert isinstance(to_error(caught.value), RequestError)
