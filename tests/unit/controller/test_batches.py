@@ -61,7 +61,7 @@ def test_a_response_cut_by_the_limit_gives_no_answer() -> None:
     assert not batches.is_correct(trajectory(0, correct=True, reason=LENGTH))
 
 
-@pytest.mark.parametrize(("rule", "expected"), [("zero", 0.0), ("mask", 1.0)])
+@pytest.mark.parametrize(("rule", "expected"), [("zero", 0.0), ("mask", 1.0), ("score", 1.0)])
 def test_truncated_zero_takes_the_reward(rule: str, expected: float) -> None:
     stage = StageConfig(truncated=rule)
     assert batches.reward_of(trajectory(0, correct=True, reason=LENGTH), (), stage, 0.0) == expected

@@ -80,3 +80,25 @@ def test_what_cannot_be_read() -> None:
     assert verdict("", "42") == UNPARSABLE
     assert verdict(r"\boxed{42}") == UNSUPPORTED
     assert verdict(r"\boxed{42}", "") == UNSUPPORTED
+
+
+@pytest.mark.parametrize(
+    ("response", "gold"),
+    [
+        (r"\boxed{5\ \text{cm}}", "5"),
+        (r"\boxed{5}", r"5\text{ cm}"),
+        (r"\boxed{30^\circ}", "30"),
+        (r"\boxed{\$18}", "18"),
+        (r"\boxed{12\text{ dollars}}", "12"),
+        (r"\boxed{40\text{ km/h}}", "40"),
+    ],
+)
+def test_units_do_not_count(response: str, gold: str) -> None:
+    assert verdict(response, gold) == CORRECT
+
+
+def test_the_order_of_gold_and_answer_is_math_verifys() -> None:
+    # A range is no way of naming a value in it, nor a value of naming the range.
+    assert verdict(r"\boxed{x \in (0, 10)}", "5") == WRONG
+    assert verdict(r"\boxed{0 < x < 10}", "5") == WRONG
+    assert verdict(r"\boxed{5}", "(0, 10)") == WRONG

@@ -130,6 +130,14 @@ def test_columns_that_are_not_mapped_are_not_read(tmp_path: Path, tokenizer: Tok
     assert prompts.difficulties == (None,)
 
 
+def test_scorers_get_the_columns_that_the_run_file_names(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    schema = {"type": "object"}
+    rows = [GOOD[0] | {"form": schema, "n": 3, "other": "x"}, GOOD[1] | {"form": None}, GOOD[2] | {"form": " "}]
+    prompts, set_aside = load(tmp_path, rows, tokenizer, metadata={"schema": "form", "count": "n"})
+    assert [dict(prompt.metadata) for prompt in prompts.prompts] == [{"schema": json.dumps(schema), "count": "3"}, {}]
+    assert [entry["reason"] for entry in set_aside] == ["schema is empty"]
+
+
 def test_a_row_of_a_domain_without_reward_chain_is_set_aside(tmp_path: Path, tokenizer: Tokenizer) -> None:
     rows = [GOOD[0] | {"kind": "math"}, GOOD[1] | {"kind": "music"}]
     prompts, set_aside = load(tmp_path, rows, tokenizer, columns={"domain": "kind"}, domains={"math"})
