@@ -8,11 +8,12 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import xxhash
 
 from crescendo.buffer.protocol import Claim, Update
 from crescendo.common.types import Segment, TrajectoryId, TrajectoryState
 from crescendo.proto.v1 import common_pb2, rollout_pb2
-from crescendo.rollout.engine.base import FinishReason
+from crescendo.rollout.engine.base import EngineRequest, FinishReason
 from crescendo.rollout.watch import Decode, ResponseWatch
 
 
@@ -71,6 +72,21 @@ class Flight:
     def num_unflushed(self) -> int:
         """Tokens that only this process has."""
         return len(self._token_ids) - self._num_flushed
+
+    def request(self) -> EngineRequest:
+        """What the engine is asked for. A seeded one depends on run, trajectory and position alone."""
+        sampling, seed = self._begin.sampling, None
+        if sampling.HasField("seed"):
+            key = f"{sampling.seed}|{self.trajectory_id}|{len(self.earlier_token_ids)}"
+            seed = xxhash.xxh3_64_intdigest(key.encode()) >> 1
+        return EngineRequest(
+            request_id=self.request_id,
+            prompt_token_ids=self.prompt_token_ids,
+            generated_token_ids=self.earlier_token_ids,
+            max_tokens=self.max_tokens,
+            sampling=sampling,
+            seed=seed,
+        )
 
     def take(self, token_ids: Sequence[int], log_probs: Sequence[float], reason: FinishReason) -> bool:
         """Appends an output. Returns whether the flight ended by a rule the engine does not know.

@@ -20,8 +20,19 @@ log = logging.getLogger(__name__)
 class GenerateCall:
     """A sink of the engine thread that lives as long as one stream."""
 
-    def __init__(self, engine: EngineThread, call_id: int, weight_version: int, decode: Decode | None) -> None:
+    def __init__(
+        self,
+        engine: EngineThread,
+        call_id: int,
+        weight_version: int,
+        decode: Decode | None,
+        *,
+        at_once: bool = False,
+    ) -> None:
+        """at_once: nothing is admitted before the last request was read, so that all meet the same company."""
         self._engine = engine
+        self._at_once = at_once
+        self._unsubmitted: list[EngineRequest] = []
         self._prefix = f"generate-{call_id}/"
         self._weight_version = weight_version
         self._decode = decode
@@ -89,6 +100,8 @@ class GenerateCall:
                 self._submit(request)
         except CrescendoError as error:
             self._error = error
+        if self._unsubmitted:
+            self._engine.submit(self._unsubmitted, self)
         self._all_read = True
         self._wake.set()
 
@@ -114,7 +127,10 @@ class GenerateCall:
             ignore_eos=request.ignore_eos,
             seed=request.sampling.seed if request.sampling.HasField("seed") else None,
         )
-        self._engine.submit([engine_request], self)
+        if self._at_once:
+            self._unsubmitted.append(engine_request)
+        else:
+            self._engine.submit([engine_request], self)
 
     def _finish(
         self,

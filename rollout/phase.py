@@ -16,14 +16,12 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-import xxhash
-
 from crescendo.buffer.protocol import Claim, ExperienceBuffer, Update
-from crescendo.common import failpoints
-from crescendo.common.errors import CrescendoError, DeadlineError, InternalError, RequestError, StaleFenceError
+from crescendo.common import errors, failpoints
+from crescendo.common.errors import CrescendoError, DeadlineError, RequestError, StaleFenceError
 from crescendo.common.types import TrajectoryState
 from crescendo.proto.v1 import common_pb2, rollout_pb2
-from crescendo.rollout.engine.base import EngineOutput, EngineRequest, Output
+from crescendo.rollout.engine.base import EngineOutput, Output
 from crescendo.rollout.engine.thread import EngineThread
 from crescendo.rollout.flight import Flight
 from crescendo.rollout.watch import Decode
@@ -56,6 +54,7 @@ class RolloutPhase:
         """on_trouble: told what is wrong when the buffer stops answering, and "" when it answers again."""
         self.begin = begin
         self.trouble = ""
+        self.refused = False  # the trouble is that the buffer refuses writes
         self.error: CrescendoError | None = None
         self._engine = engine
         self._buffer = buffer
@@ -95,9 +94,7 @@ class RolloutPhase:
                 running = [one for one in self._flights.values() if not one.landed]
                 if running and self._engine.failure is None:
                     await self._engine.drain([one.request_id for one in running], deadline_s)
-                for flight in [one for one in running if not one.landed]:
-                    flight.park()
-                    self._landed(flight)
+                self._park(running)
                 await asyncio.shield(claiming)
                 self._news.set()
                 await asyncio.shield(flushing)
@@ -170,9 +167,7 @@ class RolloutPhase:
         """The engine died: what it generated is parked, for another engine to go on with."""
         self.error = error
         self._stop_claiming()
-        for flight in [one for one in self._flights.values() if not one.landed]:
-            flight.park()
-            self._landed(flight)
+        self._park(list(self._flights.values()))
 
     # Claiming ----------------------------------------------------------------------------------------
 
@@ -190,8 +185,6 @@ class RolloutPhase:
             if claims is None:
                 return
             self._nothing_to_claim = not claims
-            if claims:
-                failpoints.reach("engine.claimed")
             self._launch(claims)
             if not claims and self._by_request and not self._stopping:
                 await self._wait_until_idle(BUSY_CLAIM_INTERVAL_S)
@@ -220,6 +213,8 @@ class RolloutPhase:
         )
 
     def _launch(self, claims: Sequence[Claim]) -> None:
+        if claims:
+            failpoints.reach("engine.claimed")
         now_s = time.monotonic()
         requests = []
         for claim in claims:
@@ -242,7 +237,7 @@ class RolloutPhase:
             elif flight.max_tokens <= 0:
                 flight.land_at_limit()
             else:
-                requests.append(self._request(flight))
+                requests.append(flight.request())
             if flight.landed:
                 self._landed(flight)
         if requests:
@@ -250,21 +245,6 @@ class RolloutPhase:
                 self._engine.submit(requests, self)
             except CrescendoError as error:
                 self.on_failure(error)
-
-    def _request(self, flight: Flight) -> EngineRequest:
-        sampling = self.begin.sampling
-        seed = None
-        if sampling.HasField("seed"):
-            key = f"{sampling.seed}|{flight.trajectory_id}|{len(flight.earlier_token_ids)}"
-            seed = xxhash.xxh3_64_intdigest(key.encode()) >> 1
-        return EngineRequest(
-            request_id=flight.request_id,
-            prompt_token_ids=flight.prompt_token_ids,
-            generated_token_ids=flight.earlier_token_ids,
-            max_tokens=flight.max_tokens,
-            sampling=sampling,
-            seed=seed,
-        )
 
     # Flushing ----------------------------------------------------------------------------------------
 
@@ -354,7 +334,8 @@ class RolloutPhase:
             except Exception as error:  # whatever a client library raises: the buffer did not answer
                 if not self.trouble:
                     log.warning("the buffer does not answer; tokens are kept here", exc_info=True)
-                self._set_trouble(f"the buffer does not answer: {type(error).__name__}: {error}")
+                self.refused = isinstance(error, errors.BufferRefusedError)
+                self._set_trouble(f"the buffer does not take it: {type(error).__name__}: {error}")
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(2 * backoff_s, LAST_BACKOFF_S)
             else:
@@ -366,7 +347,7 @@ class RolloutPhase:
         if task.cancelled() or task.exception() is None:
             return
         log.error("the rollout phase broke", exc_info=task.exception())
-        self.error = InternalError(f"the rollout phase broke: {task.exception()!r}")
+        self.error = errors.InternalError(f"the rollout phase broke: {task.exception()!r}")
         self._stop_claiming()
         self._set_trouble(str(self.error))
 
@@ -398,6 +379,11 @@ class RolloutPhase:
         if not self._by_request:
             self._idle.set()
         self._room.set()
+
+    def _park(self, flights: Sequence[Flight]) -> None:
+        for flight in [one for one in flights if not one.landed]:
+            flight.park()
+            self._landed(flight)
 
     def _landed(self, flight: Flight) -> None:
         self._by_request.pop(flight.request_id, None)

@@ -31,6 +31,7 @@ from crescendo.proto.v1 import common_pb2, rollout_pb2, rollout_pb2_grpc
 from crescendo.rollout.device import DeviceLease
 from crescendo.rollout.engine import EngineSettings, EngineThread, make_engine
 from crescendo.rollout.generate import GenerateCall
+from crescendo.rollout.ordered import OrderedPhase
 from crescendo.rollout.phase import RolloutPhase
 from crescendo.rollout.tokenizer import load_decode
 from crescendo.rollout.weights import WeightReceiver
@@ -50,6 +51,7 @@ class RolloutServicer(rollout_pb2_grpc.RolloutServiceServicer):
         """buffer: None serves Generate and weights only."""
         self._spec = spec
         self._deadlines = config.deadlines
+        self._deterministic = config.run.deterministic
         self._engine = engine
         self._buffer = buffer
         self._decode = load_decode(Path(spec.model_path))
@@ -105,7 +107,8 @@ class RolloutServicer(rollout_pb2_grpc.RolloutServiceServicer):
             self._require_device()
             if self._phase is not None:
                 await self._phase.close()
-            self._phase = RolloutPhase(
+            kind = OrderedPhase if self._deterministic else RolloutPhase
+            self._phase = kind(
                 self._engine,
                 self._buffer,
                 self._spec.holder,
@@ -144,7 +147,7 @@ class RolloutServicer(rollout_pb2_grpc.RolloutServiceServicer):
         """Streams tokens; needs admitted weights and the device."""
         version = self._weights.require()
         self._require_device()
-        call = GenerateCall(self._engine, next(self._call_ids), version, self._decode)
+        call = GenerateCall(self._engine, next(self._call_ids), version, self._decode, at_once=self._deterministic)
         self._generates.add(call)
         try:
             async for response in call.run(request):
@@ -264,7 +267,9 @@ class RolloutServicer(rollout_pb2_grpc.RolloutServiceServicer):
         if self._engine.failure is not None or (self._phase is not None and self._phase.error is not None):
             return "failed"
         if self._phase is not None:
-            return "buffer_unreachable" if self._phase.trouble else "rolling_out"
+            if self._phase.trouble:
+                return "buffer_refuses" if self._phase.refused else "buffer_unreachable"
+            return "rolling_out"
         if self._device.released:
             return "released"
         return "ready" if self._weights.admitted else "waiting_for_weights"
@@ -332,7 +337,7 @@ async def start(spec: ServiceSpec) -> RunningService:
 async def start_with(spec: ServiceSpec, config: Config, buffer: ExperienceBuffer | None) -> RolloutServer:
     """As `start`, with the config and the buffer given; takes over the buffer."""
     settings = EngineSettings.of(spec, config)
-    engine = EngineThread(lambda: make_engine(config.rollout.engine, settings))
+    engine = EngineThread(lambda: make_engine(config.rollout.engine, settings), lockstep=settings.deterministic)
     await engine.start(config.deadlines.start_s)
     servicer = RolloutServicer(spec, config, engine, buffer)
     engine.on_failure = servicer.on_engine_failure

@@ -70,8 +70,11 @@ class _Scores:
 class EngineThread:
     """An engine on its own thread; every method is called on the event loop that called `start`."""
 
-    def __init__(self, make: Callable[[], Engine]) -> None:
+    def __init__(self, make: Callable[[], Engine], *, lockstep: bool = False) -> None:
+        """lockstep: a step waits until sinks have dealt with the one before, so what they end is not in it."""
         self._make = make
+        self._lockstep = lockstep
+        self._delivered = threading.Event()
         self.on_failure: Callable[[CrescendoError], None] | None = None
         self._commands: queue.SimpleQueue[Callable[[Engine], None]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -208,6 +211,8 @@ class EngineThread:
                     self._last_step_s = time.monotonic()
                     if outputs:
                         self._post(self._deliver, outputs)
+                    if self._lockstep:
+                        self._wait_for_delivery()
         except Exception as error:
             log.exception("the engine died")
             self._post(self._fail, WorkerLostError(f"the engine died: {type(error).__name__}: {error}"))
@@ -223,6 +228,12 @@ class EngineThread:
                 command = self._commands.get_nowait()
         except queue.Empty:
             return
+
+    def _wait_for_delivery(self) -> None:
+        self._delivered.clear()
+        self._post(self._delivered.set)
+        while not self._delivered.wait(IDLE_WAIT_S) and not self._stopping:
+            pass  # the event loop is busy; without it nothing would come of a further step
 
     def _add(self, engine: Engine, requests: Sequence[EngineRequest]) -> None:
         refused: list[Output] = []
