@@ -2,7 +2,7 @@
 
     bytes 0-8    xxh3-64 of the rest, little-endian: a damaged segment is found when it is read, not when it trains
     bytes 8-40   HEADER
-    then         the stage's name in UTF-8, filled with zeros to a multiple of 4
+    then         the stage's name, a zero and the engine's name in UTF-8, filled with zeros to a multiple of 4
                  token ids int32 [T], log-probabilities float32 [T], little-endian
                  loss mask, one bit a token, LSB first; absent when every token trains
 
@@ -20,7 +20,7 @@ from crescendo.common.errors import BufferStateError
 from crescendo.common.types import BoolArray, Segment
 
 _DIGEST = struct.Struct("<Q")
-_HEADER = struct.Struct("<BBHIqqq")  # format, flags, bytes of stage, tokens, weight version, iteration, branch
+_HEADER = struct.Struct("<BBHIqqq")  # format, flags, bytes of names, tokens, weight version, iteration, branch
 _BOTH = struct.Struct("<QBBHIqqq")
 _FORMAT = 1
 _TOOL_TURN, _MASKED = 1, 2
@@ -52,7 +52,7 @@ _all_train = _AllTrain()
 
 def pack_segment(segment: Segment) -> bytes:
     """A segment's bytes."""
-    stage = segment.stage.encode()
+    names = f"{segment.stage}\0{segment.worker_id}".encode()
     flags = _TOOL_TURN if segment.tool_turn else 0
     mask = segment.loss_mask.tobytes()
     if b"\0" in mask:
@@ -61,13 +61,13 @@ def pack_segment(segment: Segment) -> bytes:
     else:
         mask = b""
     header = _HEADER.pack(
-        _FORMAT, flags, len(stage), len(segment.token_ids), segment.weight_version, segment.iteration, segment.branch
+        _FORMAT, flags, len(names), len(segment.token_ids), segment.weight_version, segment.iteration, segment.branch
     )
     rest = b"".join(
         (
             header,
-            stage,
-            bytes(-len(stage) % 4),
+            names,
+            bytes(-len(names) % 4),
             _as(segment.token_ids, _INT32),
             _as(segment.log_probs, _FLOAT32),
             mask,
@@ -82,12 +82,12 @@ def unpack_segment(packed: bytes | None) -> Segment:
         raise BufferStateError("a segment is missing.", field="segments")
     if len(packed) < _START:
         raise BufferStateError(f"a segment has {len(packed)} bytes, less than its header.", field="segments")
-    digest, kind, flags, stage_bytes, count, version, iteration, branch = _BOTH.unpack_from(packed)
+    digest, kind, flags, name_bytes, count, version, iteration, branch = _BOTH.unpack_from(packed)
     if digest != xxhash.xxh3_64_intdigest(memoryview(packed)[_DIGEST.size :]):
         raise BufferStateError(f"a segment of {len(packed)} bytes does not match its digest.", field="segments")
     if kind != _FORMAT:
         raise BufferStateError(f"a segment has format {kind}; this Crescendo reads {_FORMAT}.", field="segments")
-    tokens = _START + stage_bytes + -stage_bytes % 4
+    tokens = _START + name_bytes + -name_bytes % 4
     end = tokens + 8 * count
     mask = _all_train.of(count)
     if flags & _MASKED:
@@ -95,16 +95,18 @@ def unpack_segment(packed: bytes | None) -> Segment:
         mask = np.unpackbits(bits, count=count, bitorder="little").view(np.bool_)
     # The digest vouches for bytes that Segment's own checks have passed, so they are not made again: reading
     # thousands of segments would take twice as long.
+    stage, _, worker_id = packed[_START : _START + name_bytes].decode().partition("\0")
     made: Segment = object.__new__(Segment)
     fields = {
         "weight_version": version,
         "iteration": iteration,
-        "stage": packed[_START : _START + stage_bytes].decode(),
+        "stage": stage,
         "branch": branch,
         "token_ids": np.frombuffer(packed, _INT32, count, tokens),
         "log_probs": np.frombuffer(packed, _FLOAT32, count, tokens + 4 * count),
         "loss_mask": mask,
         "tool_turn": bool(flags & _TOOL_TURN),
+        "worker_id": worker_id,
     }
     object.__setattr__(made, "__dict__", fields)
     return made
