@@ -162,6 +162,11 @@ def _add_verbs(commands: Commands) -> None:
     _add_run_argument(promote)
     promote.add_argument("--stage", metavar="NAME", default="", help="the stage to enter; the next when left out")
     add_cluster(promote)
+    scale = _add(
+        commands, "scale", "verbs:scale", "add or remove engines while a run goes on", "crescendo scale --engines 2"
+    )
+    _add_run_argument(scale)
+    scale.add_argument("--engines", metavar="N", type=int, required=True, help="engines that the run should have")
     stop = _add(commands, "stop", "verbs:stop", "end a run, after a checkpoint, so that it can be resumed")
     _add_run_argument(stop)
     stop.add_argument("--no-commit", dest="commit", action="store_false", help="without the checkpoint")

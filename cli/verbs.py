@@ -51,6 +51,14 @@ def unpause(options: argparse.Namespace) -> int:
     return Exit.DONE
 
 
+def scale(options: argparse.Namespace) -> int:
+    """Adds or removes engines while the run goes on."""
+    folder = find_run(options.run)
+    ask(folder, lambda client: client.scale_engines(options.engines))
+    print(f"{folder.root} rolls out with {options.engines} engines: at once in a rollout phase, else from the next on.")
+    return Exit.DONE
+
+
 def promote(options: argparse.Namespace) -> int:
     """Enters the next stage, or a named one, at the end of the iteration."""
     folder = find_run(options.run)

@@ -102,6 +102,11 @@ class ControllerClient:
         request = controller_pb2.StopRunRequest(commit=commit)
         await self._client.call(self._client.stub.StopRun, request, timeout_s=VERB_S)
 
+    async def scale_engines(self, num_engines: int) -> None:
+        """Sets how many engines the run has."""
+        request = controller_pb2.ScaleEnginesRequest(num_engines=num_engines)
+        await self._client.call(self._client.stub.ScaleEngines, request, timeout_s=VERB_S)
+
     async def close(self) -> None:
         """Ends the channel."""
         await self._client.close()

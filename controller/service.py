@@ -115,6 +115,20 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
         self._board.event("run.stopping", "stopping at the next safe point")
         return pb.StopRunResponse()
 
+    @guarded
+    async def ScaleEngines(self, request: pb.ScaleEnginesRequest, context: Context) -> pb.ScaleEnginesResponse:
+        """Sets how many engines the run has, at once in a rollout phase, else from the next on."""
+        if request.num_engines < 1:
+            raise RequestError(f"num_engines is {request.num_engines}; it must be at least 1.", field="num_engines")
+        if self._control.fixed_engines:
+            raise RequestError(
+                f"num_engines cannot change: {self._control.fixed_engines}.", field="num_engines",
+                fix="Set rollout.num_engines before the run starts.",
+            )  # fmt: skip
+        self._control.num_engines = request.num_engines
+        self._board.event("engines.scaled", f"{request.num_engines} engines from now on, as a person wished")
+        return pb.ScaleEnginesResponse()
+
     def _snapshot(self) -> pb.RunStatus:
         status = self._board.snapshot()
         status.paused = status.paused or self._control.paused

@@ -101,10 +101,10 @@ async def _read(folder: RunFolder, config: Config, url: str) -> Evidence:
 
 
 async def _groups(client: Client, buffer: RedisBuffer) -> dict[GroupId, Group]:
-    """Every group that has a key, whichever list it is in."""
-    pattern = client.keys.group(GroupId("*"))
-    skipped = len(client.keys.group(GroupId("")))
-    found = {GroupId(key.decode()[skipped:]) async for key in client.redis.scan_iter(match=pattern, count=_SCAN_COUNT)}
+    """Every group that has a record, whichever list it is in."""
+    found = {
+        GroupId(name.decode()) async for name, _ in client.redis.hscan_iter(client.keys.records, count=_SCAN_COUNT)
+    }
     loaded = await buffer.load_groups(sorted(found), with_trajectories=False)
     return {group.group_id: group for group in loaded}
 

@@ -49,8 +49,8 @@ def read_history(buffer_folder: Path, run_id: str) -> History:
 
 def _take(history: History, key: str, pairs: list[bytes]) -> None:
     kind, _, name = key.partition(":")
-    if kind == "group" and b"prompt_id" in pairs[::2]:
-        history.opened.add(GroupId(name))
+    if kind == "records":
+        history.opened |= {GroupId(group.decode()) for group in pairs[::2]}
     if kind == "redo":
         for iteration, packed in zip(pairs[::2], pairs[1::2], strict=True):
             batch = trainer_pb2.TrainBatch.FromString(packed)

@@ -49,6 +49,11 @@ END_S = 10.0  # for a killed process to be gone
 KILL_POLL_S = 0.02
 
 
+def engine_name(index: int) -> str:
+    """The worker id of an engine."""
+    return f"rollout-{index}"
+
+
 class Fleet:
     """All processes of a run but the controller itself."""
 
@@ -137,7 +142,7 @@ class Fleet:
 
     async def ensure_engine(self, index: int) -> Worker:
         """Starts an engine unless it is ready; a new one holds dummy weights until its first update."""
-        name = f"rollout-{index}"
+        name = engine_name(index)
         async with self._locks[name]:
             found = self.workers.get(name)
             if found is not None and found.is_ready:
@@ -145,6 +150,12 @@ class Fleet:
             if found is not None:
                 await self._end(found)
             return await self._start_engine(index)
+
+    async def end_engine(self, engine: Worker) -> None:
+        """Ends an engine that nobody wants any more."""
+        async with self._locks[engine.worker_id]:
+            await self._end(engine)
+            self.workers.pop(engine.worker_id, None)
 
     async def _start_reward(self) -> None:
         rewards = self.config.rewards

@@ -11,6 +11,8 @@ class Control:
         self.commit_on_stop = True
         self.promote_to: str | None = None
         self.commit_requested = False
+        self.num_engines: int | None = None  # as many as people want; None: as the run file says
+        self.fixed_engines = ""  # why their number cannot change, if so
         self._running = asyncio.Event()
         self._running.set()
 

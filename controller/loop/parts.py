@@ -93,16 +93,16 @@ class Parts:
     async def admit_engines(self) -> SyncFacts:
         """Every engine, replaced first where it was lost, takes the devices and proves the published weights."""
         while True:
-            engines = await asyncio.gather(*(self._present(engine) for engine in self.fleet.engines))
+            engines = await asyncio.gather(*(self._present(engine.worker_id) for engine in self.fleet.engines))
             try:
                 await self.lease.acquire_engines(engines)
                 return await self.sync.admit(engines)
             except CrescendoError as error:
                 await self._only_engines_lost(error)
 
-    async def rejoin(self, lost: Worker) -> Worker:
-        """A lost engine's successor, with the published weights, admitted; what `Rollouts` calls."""
-        engine = await self._present(lost)
+    async def rejoin(self, name: str) -> Worker:
+        """A new or a lost engine's successor, with the published weights, admitted; what `Rollouts` calls."""
+        engine = await self._present(name)
         await self.lease.acquire_engines([engine])
         await self.sync.admit([engine])
         return engine
@@ -116,13 +116,12 @@ class Parts:
                 await self._only_engines_lost(error)
                 await self.admit_engines()
 
-    async def _present(self, engine: Worker) -> Worker:
-        if engine.is_ready:
-            return engine
-        index = int(engine.worker_id.rsplit("-", 1)[1])
-        return await self.supervisor.insist(
-            engine.worker_id, engine.worker_id, partial(self.fleet.ensure_engine, index), fatal=False
-        )
+    async def _present(self, name: str) -> Worker:
+        found = self.fleet.workers.get(name)
+        if found is not None and found.is_ready:
+            return found
+        start = partial(self.fleet.ensure_engine, int(name.rsplit("-", 1)[1]))
+        return await self.supervisor.insist(name, name, start, fatal=False)
 
     async def _only_engines_lost(self, error: CrescendoError) -> None:
         """Returns when engines alone were lost; raises the error when it is another, or more is lost."""

@@ -37,6 +37,7 @@ async def restore_trainer(session: "Session") -> None:
         return
     manifest = manifests[-1]
     session.state = RunState.from_dict(manifest.state)
+    session.control.num_engines = session.control.num_engines or session.state.num_engines or None
     session.board.seconds.update(session.state.seconds)
     await _load_model(session, 0)
     await session.commits.load(session.fleet.trainer, manifest, manifest.weight_version)

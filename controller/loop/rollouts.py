@@ -6,7 +6,9 @@ unfinished. Waits for: drained engines. Unblocks: the switch to training.
 
 An engine that is lost meanwhile gives back what it held; the others go on with it from its last flush. Its
 replacement joins the phase once it has attested the weights (`Rejoin`). In deterministic mode a lost engine ends
-the phase, because what the replacement would do depends on the moment.
+the phase, because what the replacement would do depends on the moment. People may add and remove engines while the
+run goes on (Control.num_engines): a new one joins as a replacement does; one that leaves parks what it has, so that
+the others go on with it, and ends.
 """
 
 import asyncio
@@ -22,7 +24,7 @@ from crescendo.common.config.rl import RlStepConfig, StageConfig
 from crescendo.common.config.schema import Config
 from crescendo.common.errors import CrescendoError, DeadlineError, WorkerLostError
 from crescendo.common.tokenizer import Tokenizer
-from crescendo.controller.launch import Fleet, Worker
+from crescendo.controller.launch import Fleet, Worker, engine_name
 from crescendo.controller.loop.board import Board
 from crescendo.controller.loop.control import Control
 from crescendo.controller.loop.lease import DeviceLease
@@ -35,8 +37,8 @@ SETTLE_S = 1.0  # after leases were given back, until idle engines must have cla
 RETRY_S = 0.2
 PAUSE_ANSWER_S = 5.0  # beyond the pause's own deadline
 
-Rejoin = Callable[[Worker], Awaitable[Worker]]
-"""Replaces a lost engine and brings its successor to the phase's weights, attested and admitted."""
+Rejoin = Callable[[str], Awaitable[Worker]]
+"""Starts the engine of this name, in place of a lost one if there was, and brings it to the phase's weights."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,7 @@ class Rollouts:
         next_expiry = phase.begun + EXPIRY_CHECK_S
         while True:
             polled = time.monotonic()
+            await self._scale(phase)
             await self._poll(phase)
             self._show(phase, stage)
             if phase.drained:
@@ -243,19 +246,36 @@ class Rollouts:
         )  # fmt: skip
         phase.unsettled_until = time.monotonic() + SETTLE_S
         if not phase.ended:
-            task = phase.joining[engine.worker_id] = asyncio.create_task(self._join(phase, engine))
-            self._joining.add(task)
-            task.add_done_callback(self._joining.discard)
+            self._call(phase, engine.worker_id)
 
-    async def _join(self, phase: _Phase, lost: Worker) -> None:
+    async def _scale(self, phase: _Phase) -> None:
+        """Calls engines that people want besides, and lets go of those that they do not want any more."""
+        if self.control.num_engines is None:
+            return
+        wanted = {engine_name(index) for index in range(self.control.num_engines)}
+        for name in sorted(wanted - self.fleet.workers.keys() - phase.joining.keys()):
+            self._call(phase, name)
+        for holder, engine in [one for one in phase.serving.items() if one[1].worker_id not in wanted]:
+            await self._pause(phase, holder, engine)
+            del phase.serving[holder]
+            phase.unsettled_until = time.monotonic() + SETTLE_S
+            await self.fleet.end_engine(engine)
+            self.board.event("engine.left", f"{engine.worker_id} parked its work and left", worker=engine.worker_id)
+
+    def _call(self, phase: _Phase, name: str) -> None:
+        task = phase.joining[name] = asyncio.create_task(self._join(phase, name))
+        self._joining.add(task)
+        task.add_done_callback(self._joining.discard)
+
+    async def _join(self, phase: _Phase, name: str) -> None:
         try:
-            engine = await self.rejoin(lost)
+            engine = await self.rejoin(name)
             async with phase.lock:
                 if not phase.ended:
                     await self._begin(phase, engine)
                     self.board.event("engine.joined", f"{engine.worker_id} joins iteration {phase.request.iteration}")
         except CrescendoError as error:
-            self.board.event("engine.stays_away", f"{lost.worker_id}: {error}", severity="error")
+            self.board.event("engine.stays_away", f"{name}: {error}", severity="error")
 
     async def _complete_groups(self) -> int:
         counts = await self.buffer.counts()

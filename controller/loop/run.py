@@ -210,6 +210,7 @@ class Reinforcement:
         """A checkpoint with everything that a resumption needs."""
         parts, state = self.parts, self.parts.state
         state.stages, state.curriculum = self.stages.to_dict(), self.curriculum.to_dict()
+        state.num_engines = parts.control.num_engines or 0
         protect = None if self.stages.stage.gate.rollback == "last" else self.stages.entered_iteration
         async with parts.trainer_resident():
             await parts.commit(protect_from=protect)

@@ -65,6 +65,8 @@ class Session:
 
     def __post_init__(self) -> None:
         self.supervisor = Supervisor(self.fleet, self.config, self._tell)
+        if self.config.run.deterministic or self.fleet.uses_gpu:
+            self.control.fixed_engines = "with run.deterministic, or on GPUs, engines have fixed places"
         self.patience = Patience(
             self.board, self.control, limit_s=self.config.deadlines.buffer_s, gave_up=lambda: self.supervisor.gave_up
         )

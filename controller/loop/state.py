@@ -8,7 +8,7 @@ from typing import Any
 class RunState:
     """Counters and the states of scheduler and curriculum, as JSON-ready values.
 
-    iteration: the last one that is part of the weights; 0 before the first.
+    iteration: the last one that is part of the weights; 0 before the first; num_engines: as people set it, else 0.
     """
 
     step_index: int = 0
@@ -17,6 +17,7 @@ class RunState:
     branch: int = 0
     weight_version: int = 0
     optimizer_step: int = 0
+    num_engines: int = 0
     accuracy_sft: float | None = None
     accuracy_final: float | None = None
     stages: dict[str, Any] = field(default_factory=dict)

@@ -85,6 +85,11 @@ class ControllerServiceStub:
                 request_serializer=crescendo_dot_v1_dot_controller__pb2.StopRunRequest.SerializeToString,
                 response_deserializer=crescendo_dot_v1_dot_controller__pb2.StopRunResponse.FromString,
                 _registered_method=True)
+        self.ScaleEngines = channel.unary_unary(
+                '/crescendo.v1.ControllerService/ScaleEngines',
+                request_serializer=crescendo_dot_v1_dot_controller__pb2.ScaleEnginesRequest.SerializeToString,
+                response_deserializer=crescendo_dot_v1_dot_controller__pb2.ScaleEnginesResponse.FromString,
+                _registered_method=True)
 
 
 class ControllerServiceServicer:
@@ -151,6 +156,13 @@ class ControllerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ScaleEngines(self, request, context):
+        """ScaleEngines adds or removes engines from the rollout phase on that is running, or the next.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ControllerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -203,6 +215,11 @@ def add_ControllerServiceServicer_to_server(servicer, server):
                     servicer.StopRun,
                     request_deserializer=crescendo_dot_v1_dot_controller__pb2.StopRunRequest.FromString,
                     response_serializer=crescendo_dot_v1_dot_controller__pb2.StopRunResponse.SerializeToString,
+            ),
+            'ScaleEngines': grpc.unary_unary_rpc_method_handler(
+                    servicer.ScaleEngines,
+                    request_deserializer=crescendo_dot_v1_dot_controller__pb2.ScaleEnginesRequest.FromString,
+                    response_serializer=crescendo_dot_v1_dot_controller__pb2.ScaleEnginesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -476,6 +493,33 @@ class ControllerService:
             '/crescendo.v1.ControllerService/StopRun',
             crescendo_dot_v1_dot_controller__pb2.StopRunRequest.SerializeToString,
             crescendo_dot_v1_dot_controller__pb2.StopRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ScaleEngines(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crescendo.v1.ControllerService/ScaleEngines',
+            crescendo_dot_v1_dot_controller__pb2.ScaleEnginesRequest.SerializeToString,
+            crescendo_dot_v1_dot_controller__pb2.ScaleEnginesResponse.FromString,
             options,
             channel_credentials,
             insecure,

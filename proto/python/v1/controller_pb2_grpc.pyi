@@ -43,6 +43,8 @@ class ControllerServiceStub:
     PromoteStage: _grpc.UnaryUnaryMultiCallable[_controller_pb2.PromoteStageRequest, _controller_pb2.PromoteStageResponse]
     CommitRun: _grpc.UnaryUnaryMultiCallable[_controller_pb2.CommitRunRequest, _controller_pb2.CommitRunResponse]
     StopRun: _grpc.UnaryUnaryMultiCallable[_controller_pb2.StopRunRequest, _controller_pb2.StopRunResponse]
+    ScaleEngines: _grpc.UnaryUnaryMultiCallable[_controller_pb2.ScaleEnginesRequest, _controller_pb2.ScaleEnginesResponse]
+    """ScaleEngines adds or removes engines from the rollout phase on that is running, or the next."""
 
 @_typing.type_check_only
 class ControllerServiceAsyncStub(ControllerServiceStub):
@@ -59,6 +61,8 @@ class ControllerServiceAsyncStub(ControllerServiceStub):
     PromoteStage: _aio.UnaryUnaryMultiCallable[_controller_pb2.PromoteStageRequest, _controller_pb2.PromoteStageResponse]  # type: ignore[assignment]
     CommitRun: _aio.UnaryUnaryMultiCallable[_controller_pb2.CommitRunRequest, _controller_pb2.CommitRunResponse]  # type: ignore[assignment]
     StopRun: _aio.UnaryUnaryMultiCallable[_controller_pb2.StopRunRequest, _controller_pb2.StopRunResponse]  # type: ignore[assignment]
+    ScaleEngines: _aio.UnaryUnaryMultiCallable[_controller_pb2.ScaleEnginesRequest, _controller_pb2.ScaleEnginesResponse]  # type: ignore[assignment]
+    """ScaleEngines adds or removes engines from the rollout phase on that is running, or the next."""
 
 class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
     """ControllerService is how people, the console and the operator see and steer one run."""
@@ -132,5 +136,13 @@ class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _controller_pb2.StopRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_controller_pb2.StopRunResponse, _abc.Awaitable[_controller_pb2.StopRunResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ScaleEngines(
+        self,
+        request: _controller_pb2.ScaleEnginesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_pb2.ScaleEnginesResponse, _abc.Awaitable[_controller_pb2.ScaleEnginesResponse]]:
+        """ScaleEngines adds or removes engines from the rollout phase on that is running, or the next."""
 
 def add_ControllerServiceServicer_to_server(servicer: ControllerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
