@@ -3,7 +3,7 @@
 A registry of its own for each service, so that two in one process (as in tests) do not meet.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, start_http_server
@@ -14,6 +14,7 @@ from crescendo.common.errors import EnvironmentProblem
 from crescendo.reward_service.admission import Admission
 from crescendo.reward_service.dispatch import DispatchCounters
 from crescendo.reward_service.executors import Executors
+from crescendo.reward_service.reward_models.models import ModelCounters
 from crescendo.reward_service.workers import Pool, confine
 
 _PREFIX = "crescendo_reward_"
@@ -86,6 +87,19 @@ def reward_families(counters: DispatchCounters, admission: Admission, executors:
     known.add_metric(["ready"], executors.num_ready)
     known.add_metric(["paused"], len(executors.addresses) - executors.num_ready)
     yield known
+
+
+def model_families(models: Mapping[str, ModelCounters]) -> Iterable[Metric]:
+    """The metrics of remote reward models."""
+    calls = CounterMetricFamily(
+        _PREFIX + "model_calls", "calls of remote reward models, by what became of them", labels=["model", "outcome"]
+    )
+    for name, counters in models.items():
+        calls.add_metric([name, "made"], counters.num_calls)
+        calls.add_metric([name, "repeated"], counters.num_retries)
+        calls.add_metric([name, "given_up"], counters.num_faults)
+        calls.add_metric([name, "spared_by_cache"], counters.num_from_cache)
+    yield calls
 
 
 def executor_families(pool: Pool) -> Iterable[Metric]:

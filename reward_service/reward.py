@@ -14,7 +14,7 @@ from crescendo.proto.v1 import reward_pb2, reward_pb2_grpc
 from crescendo.reward_service.admission import Admission, identity_of
 from crescendo.reward_service.dispatch import Dispatcher, worst_case_s
 from crescendo.reward_service.executors import Executors
-from crescendo.reward_service.metrics import MetricsServer, reward_families
+from crescendo.reward_service.metrics import MetricsServer, model_families, reward_families
 from crescendo.reward_service.reward_models import ModelScoring, RewardModels, parse_models
 from crescendo.reward_service.scorers import GROUP_SCORERS, REMOTE_SCORERS, SCORERS, check_chain, resolve_group_chain
 from crescendo.reward_service.scorers.groups import score_group
@@ -156,7 +156,9 @@ async def start(spec: ServiceSpec) -> RunningReward:
     executors = await Executors.connect(spec.address)
     dispatcher = Dispatcher(executors, options.grading.attempts, options.grading.regrade_share)
     servicer = RewardServicer(spec.worker_id, dispatcher, options, models)
-    metrics = MetricsServer(lambda: reward_families(dispatcher.counters, servicer.admission, executors))
+    metrics = MetricsServer(
+        lambda: (*reward_families(dispatcher.counters, servicer.admission, executors), *model_families(models.counters))
+    )
     try:
         metrics.start(options.listen.host, options.listen.metrics_port)
         server = await serve(

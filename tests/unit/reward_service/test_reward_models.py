@@ -13,6 +13,7 @@ from crescendo.common.config.reward_models import RewardModelConfig
 from crescendo.common.errors import ConfigError, RequestError, WorkerLostError
 from crescendo.common.rpc import serve
 from crescendo.proto.v1 import common_pb2, reward_model_pb2, reward_model_pb2_grpc, reward_pb2
+from crescendo.reward_service.metrics import model_families
 from crescendo.reward_service.reward_models import ModelScoring, RewardModels, models, over_http, parse_models
 from crescendo.reward_service.scorers import Sample, resolve_chain
 from tests.fakes.reward_model_server import Asked, Reply, RewardModelServer, Script, chat, pooling, verdict
@@ -251,6 +252,20 @@ async def test_the_same_question_is_asked_once() -> None:
         await score_one(scoring, item("later"))
         await score_one(scoring, item("other", "so #8"))
     assert len(server.asked) == 2
+
+
+async def test_calls_are_counted() -> None:
+    answers = iter([Reply(status=500)])
+    async with RewardModelServer(lambda asked: next(answers, None) or verdict(asked, True)) as server:
+        remote = RewardModels.open({"judge": config(server.url)})
+        scoring = ModelScoring(Local(), remote)
+        for _ in range(2):
+            await score_one(scoring, item())
+        await remote.close()
+    (family,) = model_families(remote.counters)
+    assert {sample.labels["outcome"]: sample.value for sample in family.samples} == {
+        "made": 2.0, "repeated": 1.0, "given_up": 0.0, "spared_by_cache": 1.0,
+    }  # fmt: skip
 
 
 async def test_faults_are_not_kept() -> None:
