@@ -15,6 +15,7 @@ from crescendo.reward_service.judge.bundle import bundled
 from crescendo.reward_service.judge.checks import Call, Entry, FunctionalTests
 from crescendo.reward_service.judge.inside.channel import BEFORE_CASES, HEAD, LATE, RAISED, UNSENDABLE, VALUE
 from crescendo.reward_service.judge.inside.wire import MAX_BYTES, WireError, decode, encode
+from crescendo.reward_service.judge.libraries import library_files
 from crescendo.reward_service.judge.verdicts import Judged, ended_early, tally
 from crescendo.reward_service.sandbox.protocol import MIB, Ending, Limits, Outcome, Program
 
@@ -80,7 +81,8 @@ def functional_program(
         "value_bytes": budget.value_bytes,
         "with_arguments": with_arguments,
     }
-    return Program(PROFILE, {"main.py": bundled("driver")}, encode(task), limits=budget.limits)
+    files = {**library_files(source), "main.py": bundled("driver")}
+    return Program(PROFILE, files, encode(task), limits=budget.limits)
 
 
 def read_answers(outcome: Outcome, num_calls: int) -> Answers:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from crescendo.reward_service.judge.functional import PROFILE, Budget
+from crescendo.reward_service.judge.libraries import library_files
 from crescendo.reward_service.judge.verdicts import Judged, ended_early, tally
 from crescendo.reward_service.sandbox.protocol import Ending, Outcome, Program
 
@@ -57,7 +58,7 @@ def _is_number(word: str) -> bool:
 
 def stdio_programs(source: str, cases: Sequence[StdioCase], budget: Budget) -> list[Program]:
     """One run a case."""
-    files = {"main.py": source.encode("utf-8", "surrogatepass")}
+    files = {**library_files(source), "main.py": source.encode("utf-8", "surrogatepass")}
     return [
         Program(PROFILE, files, case.input.encode("utf-8", "surrogatepass"), limits=budget.limits) for case in cases
     ]

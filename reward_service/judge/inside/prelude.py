@@ -1,7 +1,6 @@
 """What a solution may use without importing it, as LeetCode's environment has it."""
 
 PRELUDE = """
-import bisect, collections, copy, datetime, functools, heapq, itertools, math, operator, random, re, string, sys
 from string import *
 from re import *
 from datetime import *
@@ -16,4 +15,5 @@ from functools import *
 from operator import *
 from typing import *
 from builtins import *
+import bisect, collections, copy, datetime, functools, heapq, itertools, math, operator, random, re, string, sys
 """

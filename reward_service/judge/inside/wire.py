@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable
 MAX_DEPTH = 64
 MAX_VALUES = 1_000_000
 MAX_BYTES = 8 << 20
+MAX_SHARED_HASHES = 1_000
 
 _LENGTH = struct.Struct("<I")
 _FLOAT = struct.Struct("<d")
@@ -201,14 +202,16 @@ class _Reader:
         return self._compound(tag, length, depth + 1)
 
     def _compound(self, tag: bytes, length: int, depth: int) -> object:
-        try:
-            if tag == b"m":
-                return {self.read(depth): self.read(depth) for _ in range(length)}
-            if tag in self._make:
-                return self._make[tag]([self.read(depth) for _ in range(length)])
-        except TypeError:
-            raise WireError("a key or a member of a set is not hashable") from None
-        raise WireError(f"{tag!r} is no tag")
+        if tag == b"m":
+            pairs = [(self.read(depth), self.read(depth)) for _ in range(length)]
+            _require_spread([key for key, _ in pairs])
+            return dict(pairs)
+        if tag not in self._make:
+            raise WireError(f"{tag!r} is no tag")
+        values = [self.read(depth) for _ in range(length)]
+        if tag in b"Sf":
+            _require_spread(values)
+        return self._make[tag](values)
 
     def _text(self, length: int) -> str:
         try:
@@ -223,3 +226,13 @@ class _Reader:
         found = self._data[self.at : end]
         self.at = end
         return found
+
+
+def _require_spread(keys: list[object]) -> None:
+    """Refuses keys that have no hash, and many that share one: a table of those takes quadratic time to build."""
+    try:
+        num_shared = len(keys) - len({hash(key) for key in keys})
+    except TypeError:
+        raise WireError("a key or a member of a set is not hashable") from None
+    if num_shared > MAX_SHARED_HASHES:
+        raise WireError("too many keys have the same hash")

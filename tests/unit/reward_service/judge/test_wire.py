@@ -152,3 +152,11 @@ def test_linked_lists_travel_by_values() -> None:
     assert decode(encode(list_node([1, 2]))) == Linked([1, 2])
     assert decode(encode(list_node([1, 2]))) != [1, 2]
     assert Linked([1]) != Tree([1])
+
+
+def test_keys_that_all_share_a_hash_are_refused() -> None:
+    modulus = (1 << 61) - 1
+    for value in ({number * modulus for number in range(2_000)}, {number * modulus: 0 for number in range(2_000)}):
+        with pytest.raises(WireError, match="same hash"):
+            decode(encode(value))
+    assert len(decode(encode(set(range(5_000))))) == 5_000  # type: ignore[arg-type]
