@@ -13,15 +13,18 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import grpc
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 
+from crescendo.common.config.load import load_resolved
 from crescendo.common.errors import CrescendoError, WorkerStartError
 from crescendo.common.fence import FenceGuard
 from crescendo.common.rpc import Server, guarded, guarded_stream, serve
+from crescendo.common.runfolder import RunFolder
 from crescendo.common.service import RunningService, ServiceSpec
 from crescendo.proto.v1 import common_pb2, trainer_pb2, trainer_pb2_grpc
 from crescendo.trainer.guard import Once
@@ -294,6 +297,11 @@ async def _end(worker: "TrainerWorker", compute: _ComputeThread, limit_s: float)
     compute.end()
 
 
+def _deterministic(spec: ServiceSpec) -> bool:
+    config = RunFolder(Path(spec.run_folder)).config
+    return config.is_file() and load_resolved(config).run.deterministic
+
+
 def _build(spec: ServiceSpec) -> "TrainerWorker":
     """Imports the heavy parts and joins the gang; runs in the compute thread."""
     # Read when OpenMP is loaded: threads that spin while they wait starve the engine on the same cores.
@@ -305,6 +313,8 @@ def _build(spec: ServiceSpec) -> "TrainerWorker":
 
     if spec.threads:
         torch.set_num_threads(spec.threads)
+    if _deterministic(spec):
+        torch.use_deterministic_algorithms(True)
     at = parallel.start(
         rank=spec.rank,
         world_size=spec.world_size,

@@ -5,6 +5,7 @@ rank runs the same method on the same request. Methods are collective: all ranks
 """
 
 import asyncio
+import errno
 import os
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from google.protobuf.message import Message
 from crescendo.buffer import ExperienceBuffer, connect
 from crescendo.common import failpoints
 from crescendo.common.config.load import load_resolved
-from crescendo.common.errors import CheckpointError, CrescendoError, DeadlineError, RequestError
+from crescendo.common.errors import CheckpointError, CrescendoError, DeadlineError, DiskFullError, RequestError
 from crescendo.common.runfolder import RunFolder
 from crescendo.common.service import ServiceSpec
 from crescendo.common.types import Trajectory
@@ -230,9 +231,15 @@ class TrainerWorker:
             tensor_parallel=self.at.tensor_parallel,
             architecture=loaded.model.architecture.name,
         )
-        mine = trainer_pb2.SaveCheckpointResponse(
-            files=checkpoint.save(Path(request.path), loaded.model, loaded.optimizer, state)
-        )
+        mine = trainer_pb2.SaveCheckpointResponse()
+        failure: CrescendoError | None = None
+        try:
+            mine.files.extend(checkpoint.save(Path(request.path), loaded.model, loaded.optimizer, state))
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            failure = DiskFullError(f"{request.path} could not be written: {error.strerror}", fix="Free space there.")
+        self.gang.agree(failure)
         everyone = [
             trainer_pb2.SaveCheckpointResponse.FromString(raw) for raw in self.gang.gather(mine.SerializeToString())
         ]

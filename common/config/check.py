@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from crescendo.common.config import check_rewards, check_rl
+from crescendo.common.config import check_deterministic, check_rewards, check_rl
 from crescendo.common.config.fields import Rule
 from crescendo.common.config.problems import Problem, without_consequences
 from crescendo.common.config.schema import Config, DataSourceConfig, RolloutConfig, TrainerConfig
@@ -207,20 +207,6 @@ def _rollout(config: Config) -> Iterator[Problem]:
             "Raise lease_s to several times flush_s.",
             ("rollout.flush_s",),
         )
-    if not config.run.deterministic:
-        return
-    if rollout.num_engines != 1:
-        yield Problem(
-            "rollout.num_engines",
-            f"rollout.num_engines is {rollout.num_engines}; with run.deterministic it must be 1.",
-            "Use one engine, or set run.deterministic to false.",
-        )
-    if rollout.prefix_caching:
-        yield Problem(
-            "rollout.prefix_caching",
-            "rollout.prefix_caching is true; with run.deterministic it must be false.",
-            "Switch one of them off.",
-        )
 
 
 def _parallel(config: Config) -> Iterator[Problem]:
@@ -276,6 +262,7 @@ RULES: tuple[Check, ...] = (
     *check_rewards.RULES,
     _buffer,
     _rollout,
+    *check_deterministic.RULES,
     _parallel,
     *check_rl.RULES,
 )

@@ -155,9 +155,12 @@ def test_each_mistake_is_named(tmp_path: Path, path: str, value: Any, said: str)
     [
         ({"rollout": {"num_engines": 2}}, "with run.deterministic it must be 1"),
         ({"rollout": {"prefix_caching": True}}, "with run.deterministic it must be false"),
+        ({"trainer": {"data_parallel": 2}}, "trainer.data_parallel is 2; with run.deterministic it must be 1"),
+        ({"placement": {"device": "gpu"}}, "with run.deterministic it must be cpu"),
+        ({"trainer": {"threads": 0}}, "trainer.threads is 0, the machine's number of cores"),
     ],
 )
-def test_deterministic_runs_use_one_engine_without_prefix_cache(
+def test_deterministic_runs_refuse_what_would_make_them_differ(
     tmp_path: Path, section: dict[str, Any], said: str
 ) -> None:
     content = {**changed("run.deterministic", True), **section}
