@@ -273,7 +273,7 @@ class Rollouts:
             async with phase.lock:
                 if not phase.ended:
                     await self._begin(phase, engine)
-                    self.board.event("engine.joined", f"{engine.worker_id} joins iteration {phase.request.iteration}")
+                    self.board.event("engine.joined", f"{name} joins iteration {phase.request.iteration}", worker=name)
         except CrescendoError as error:
             self.board.event("engine.stays_away", f"{name}: {error}", severity="error")
 

@@ -1,7 +1,9 @@
 """The controller of a light run: as `python -m crescendo.controller`, with everything it starts in its own process."""
 
+import asyncio
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -17,7 +19,16 @@ from crescendo.rollout.service import start as start_rollout
 from tests.integration.light_run import write_light_report
 from tests.integration.light_services import start_executor, start_reward, start_trainer
 
-STARTERS = {"trainer": start_trainer, "rollout": start_rollout, "reward": start_reward, "executor": start_executor}
+LOOK_S = 0.01
+
+
+async def start_engine(spec: ServiceSpec) -> RunningService:
+    """The rollout service, its scripted engine slow enough to be interrupted."""
+    options = {**spec.options, "scripted.step_s": os.environ.get("LIGHT_STEP_S", "0")}
+    return await start_rollout(replace(spec, options=options))
+
+
+STARTERS = {"trainer": start_trainer, "rollout": start_engine, "reward": start_reward, "executor": start_executor}
 
 
 class OneProcess:
@@ -62,36 +73,45 @@ async def start_local(module: str, spec: ServiceSpec, control: Path, deadline_s:
     return await OneProcess(PlacementConfig(), uses_gpu=False).start(spec)
 
 
-class PromotedBoard(Board):
-    """A notice board beside which a person stands, who promotes the stage after some iterations."""
+@dataclass
+class Person:
+    """Somebody who watches a run and steers it. promote_after, scale: by iteration, 0 and empty: never."""
 
-    promote_after = 0
+    promote_after: int = 0
+    scale: Mapping[int, int] = field(default_factory=dict)
+    control: Control = field(default_factory=Control)
+    board: Board | None = None
 
-    def metrics(self, stage: str, values: Mapping[str, float]) -> None:
-        """Appends a row; presses the button when it is time."""
-        super().metrics(stage, values)
-        if int(values.get("iteration", 0)) == self.promote_after > 0:
-            CONTROLS[0].promote_to = ""
+    def sit_down(self, *arguments: Any, **options: Any) -> Board:
+        """The run's notice board, which the person looks at from now on."""
+        self.board = Board(*arguments, **options)
+        return self.board
+
+    async def steer(self) -> None:
+        """Promotes when the iteration's row is there; scales in the middle of the iteration's rollout."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            if self.board is None:
+                continue
+            if self.promote_after and any(row.values.get("iteration") == self.promote_after for row in self.board.rows):
+                self.promote_after, self.control.promote_to = 0, ""
+            status = self.board.status
+            if status.phase == "rollout" and status.phase_progress > 0:
+                self.control.num_engines = self.scale.get(status.iteration, self.control.num_engines)
 
 
-CONTROLS: list[Control] = []
-
-
-def make_control() -> Control:
-    """The run's control, remembered for the person."""
-    CONTROLS.append(Control())
-    return CONTROLS[-1]
-
-
-async def run_light(root: Path, promote_after: int = 0) -> int:
+async def run_light(root: Path, person: Person) -> int:
     """Runs a folder; returns the exit code."""
-    PromotedBoard.promote_after = promote_after
     with (
-        mock.patch.object(app, "Board", PromotedBoard),
-        mock.patch.object(app, "Control", make_control),
+        mock.patch.object(app, "Board", person.sit_down),
+        mock.patch.object(app, "Control", return_value=person.control),
         mock.patch.object(fleet, "Cluster", OneProcess),
         mock.patch.object(fleet, "start_local", start_local),
         mock.patch.object(app, "LINGER_S", 0.05),
-        mock.patch.object(app, "write_report", lambda config, folder, state, rows: write_light_report(folder)),
+        mock.patch.object(app, "write_report", write_light_report),
     ):
-        return await app.run_controller(root)
+        steering = asyncio.create_task(person.steer())
+        try:
+            return await app.run_controller(root)
+        finally:
+            steering.cancel()

@@ -8,13 +8,14 @@ import asyncio
 import json
 import multiprocessing
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 from crescendo.common import failpoints
-from crescendo.common.config import load_config, save_resolved
+from crescendo.common.config import Config, load_config, save_resolved
 from crescendo.common.runfolder import RunFolder, write_atomically
 from tests.integration.run_process import RECIPE
 
@@ -60,16 +61,18 @@ class LightRun:
         save_resolved(config, folder.config)
         return cls(folder)
 
-    def live(self, *deaths: str, promote_after: int = 0) -> int:
+    def live(
+        self, *deaths: str, promote_after: int = 0, scale: Mapping[int, int] | None = None, step_s: float = 0
+    ) -> int:
         """One life; returns its exit code, -9 for a killed one.
 
-        deaths: failpoints as `name:count:marker`; promote_after: an iteration in which a person promotes the stage.
+        deaths: failpoints as `name:count:marker`; promote_after: an iteration after which a person promotes the stage;
+        scale: engines that a person wants, by the iteration in whose rollout they say so; step_s: of an engine step.
         """
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(_PRELOADED)
-        process: ForkServerProcess = context.Process(
-            target=live, args=(str(self.folder.root), ",".join(deaths), promote_after)
-        )
+        wishes = Life(str(self.folder.root), ",".join(deaths), promote_after, dict(scale or {}), step_s)
+        process: ForkServerProcess = context.Process(target=live, args=(wishes,))
         process.start()
         process.join(LIFE_S)
         if process.exitcode is None:
@@ -92,15 +95,28 @@ class LightRun:
         return [row for row in self.rows(self.folder.events) if row["kind"] == kind]
 
 
-def live(root: str, deaths: str, promote_after: int) -> None:
+@dataclass(frozen=True)
+class Life:
+    """What the child is told."""
+
+    root: str
+    deaths: str
+    promote_after: int
+    scale: dict[int, int]
+    step_s: float
+
+
+def live(life: Life) -> None:
     """The child: runs the folder to its end, or to the failpoint."""
-    from tests.integration.light_controller import run_light
+    from tests.integration.light_controller import Person, run_light
 
-    if deaths:
-        os.environ[failpoints.VARIABLE] = deaths
-    raise SystemExit(asyncio.run(run_light(Path(root), promote_after)))
+    if life.deaths:
+        os.environ[failpoints.VARIABLE] = life.deaths
+    os.environ["LIGHT_STEP_S"] = str(life.step_s)
+    person = Person(life.promote_after, life.scale)
+    raise SystemExit(asyncio.run(run_light(Path(life.root), person)))
 
 
-def write_light_report(folder: RunFolder) -> None:
+def write_light_report(config: Config, folder: RunFolder, *more: Any) -> None:
     """A summary without the plot, which takes longer than the run."""
     write_atomically(folder.summary, "{}")
