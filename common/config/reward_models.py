@@ -14,7 +14,7 @@ class RewardModelConfig:
         "openai: HTTP as OpenAI's and vLLM's servers speak it; grpc: RewardModelService (proto/crescendo/v1)",
         choices=("openai", "grpc"),
     )
-    url: str = setting("", "openai: http:// or https:// address of the server; grpc: host:port", pattern=r"\S{1,2000}")
+    url: str = setting("", "openai: http:// or https:// address of the server; grpc: host:port", pattern=r"\S{1,1000}")
     path: str = setting(
         "", "openai: path after the address; empty: /v1/chat/completions for a verdict, /pooling for a score"
     )
@@ -31,7 +31,7 @@ class RewardModelConfig:
     low: float = setting(0.0, "scores below count as this", at_least=-1e6, at_most=1e6)
     high: float = setting(1.0, "scores above count as this", at_least=-1e6, at_most=1e6)
     api_key_file: str = setting("", "file with the key, sent as a bearer token; read by the reward process only")
-    ca_file: str = setting("", "openai: certificates to trust in place of the public ones")
+    ca_file: str = setting("", "file with certificates to trust; openai: in place of the public ones, grpc: makes it TLS")
     temperature: float = setting(0.0, "verdict: sampling of the model", at_least=0, at_most=2)
     max_tokens: int = setting(4096, "verdict: longest reasoning", unit="tokens", at_least=16)
     timeout_s: float = setting(120.0, "longest wait for one answer", unit="s", above=0, at_most=3600)

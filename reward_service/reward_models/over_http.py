@@ -22,9 +22,8 @@ from crescendo.common.errors import (
     WorkerLostError,
 )
 from crescendo.reward_service.reward_models.question import Question, instructions, message, text_of
-from crescendo.reward_service.reward_models.transports import RawAnswer
+from crescendo.reward_service.reward_models.transports import MAX_BODY_BYTES, RawAnswer, read_certificates
 
-MAX_BODY_BYTES = 4 << 20
 MAX_RETRY_AFTER_S = 60.0
 _PATHS = {"verdict": "/v1/chat/completions", "score": "/pooling"}
 _TRY_AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
@@ -127,11 +126,8 @@ def _address(name: str, url: str) -> httpx.URL:
 
 
 def _trust(name: str, ca_file: str) -> ssl.SSLContext:
-    try:
-        return ssl.create_default_context(cafile=ca_file or None)
-    except (OSError, ssl.SSLError) as error:
-        field = f"rewards.models.{name}.ca_file"
-        raise ConfigError(f"{field} is {ca_file}, which holds no certificates: {error}.", field=field) from None
+    certificates = read_certificates(name, ca_file).decode("ascii") if ca_file else None
+    return ssl.create_default_context(cadata=certificates)
 
 
 def _retry_after_s(answer: httpx.Response) -> float:

@@ -4,6 +4,7 @@ A transport asks once. It raises a CrescendoError, retryable where asking again 
 cache are models.py's.
 """
 
+import ssl
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +13,7 @@ from crescendo.common.errors import ConfigError
 from crescendo.reward_service.reward_models.question import Question
 
 MAX_KEY_BYTES = 1 << 16
+MAX_BODY_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def open_transport(name: str, model: RewardModelConfig) -> Transport:
     if model.protocol == "grpc":
         from crescendo.reward_service.reward_models.over_grpc import GrpcTransport
 
-        return GrpcTransport(model, key)
+        return GrpcTransport(name, model, key)
     raise ConfigError(
         f"rewards.models.{name}.protocol is {model.protocol!r}; there are openai and grpc.",
         field=f"rewards.models.{name}.protocol",
@@ -66,3 +68,15 @@ def read_key(name: str, path: str) -> str:
     if not key or not key.isprintable() or " " in key:
         raise ConfigError(f"{field} is {path}, which holds no key of one word.", field=field)
     return key
+
+
+def read_certificates(name: str, path: str) -> bytes:
+    """Certificates to trust, in PEM; raises ConfigError if the file holds none."""
+    field = f"rewards.models.{name}.ca_file"
+    try:
+        with open(path, "rb") as file:
+            found = file.read()
+        ssl.create_default_context(cadata=found.decode("ascii"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{field} is {path}, which holds no certificates: {error}.", field=field) from None
+    return found

@@ -43,9 +43,23 @@ Names and options are checked when the run file is read. A stage's `reward_weigh
 follows the stage's context. Rewards that punish reaching the limit (`soft_overlong`, `cosine_length`) need
 `truncated: score` in the stage, because `truncated: zero` makes a cut response's whole reward 0.
 
+`data.train.metadata` and `data.validation.metadata` name the columns that scorers read besides the answer, as
+`{schema: json_schema_column}`. Anything but text arrives as JSON.
+
+Remote reward models are described once, by name, and keys stay in files:
+
+    rewards:
+      models:
+        helpful: {url: "https://rm.example:8000", model: rm-70b, answers: score, low: -5, high: 5, api_key_file: rm.key}
+        harmless: {url: "rm.example:9000", protocol: grpc, model: guard, instructions: "Is the response harmless?"}
+      chains:
+        chat:
+          - {scorer: reward_model, options: {model: helpful, span: summary}}
+          - {scorer: reward_model, options: {model: harmless, span: all}}
+
 A fault of the service (a worker lost, a reward model that does not answer) is never a score: the item is tried again,
-then its trajectory is excluded and counted. An answer that cannot be read is the response's fault and scores the
-scorer's lowest value with the verdict `unparsable`.
+then its trajectory is excluded and counted. An answer that cannot be read is the response's fault: it scores as a wrong
+one does, with the verdict `unparsable`.
 
 Some published rewards are chains:
 
@@ -56,7 +70,7 @@ Some published rewards are chains:
 | DeepSeek-R1, general prompts | `reward_model` twice: helpfulness with `span: summary`, harmlessness with `span: all` |
 | Kimi k1.5 | `math_answer` or a `reward_model` with a verdict; group: `length_k15` |
 | Demystifying Long CoT | `math_answer` with weight 0 and `repetition_penalty`; group: `cosine_length` |
-| DAPO | `math_answer` (weight 2 and a constant -1 are the same to a group mean); group: `soft_overlong` |
+| DAPO | `math_answer` with weight 2 (1 and -1, less a constant that a group's mean removes); group: `soft_overlong` |
 | Visual-RFT, detection | `box_iou`, `box_confidence`, `format` |
 | VLM-R1, referring expressions | `box_reference`, `format` |
 """

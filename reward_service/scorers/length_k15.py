@@ -10,7 +10,8 @@ def score(members: Sequence[GroupMember], options: NoOptions) -> list[Outcome]:
     """With lambda = 0.5 - (len - min_len) / (max_len - min_len): lambda if correct, min(0, lambda) if wrong.
 
     min_len and max_len are over the group. If they are equal every length reward is 0 (the length reward, not
-    the total). The warm-up, without a penalty at first, is the weight's business (a stage's reward_weights).
+    the total). The warm-up, without a penalty at first, is the weight's business: the link's
+    from_iteration, or a stage's reward_weights.
     """
     del options
     lengths = [member.num_tokens for member in members]

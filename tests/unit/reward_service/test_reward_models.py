@@ -4,17 +4,23 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 
 import grpc
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from crescendo.common.config.reward_models import RewardModelConfig
 from crescendo.common.errors import ConfigError, RequestError, WorkerLostError
 from crescendo.common.rpc import serve
 from crescendo.proto.v1 import common_pb2, reward_model_pb2, reward_model_pb2_grpc, reward_pb2
 from crescendo.reward_service.metrics import model_families
-from crescendo.reward_service.reward_models import ModelScoring, RewardModels, models, over_http, parse_models
+from crescendo.reward_service.reward_models import ModelScoring, RewardModels, models, parse_models, transports
 from crescendo.reward_service.scorers import Sample, resolve_chain
 from tests.fakes.reward_model_server import Asked, Reply, RewardModelServer, Script, chat, pooling, verdict
 
@@ -189,7 +195,7 @@ async def test_a_model_that_only_quotes_is_a_fault() -> None:
         (Reply(b"<html>"), "cannot be read", 3),
         (Reply(b'{"choices": [{"mess'), "cannot be read", 3),
         (Reply(b"{}"), "cannot be read", 3),
-        (Reply(b"x" * (over_http.MAX_BODY_BYTES + 1)), "more than", 3),
+        (Reply(b"x" * (transports.MAX_BODY_BYTES + 1)), "more than", 3),
         (chat("no verdict"), "cannot be read", 3),
         (chat(None), "cannot be read", 3),
         (Reply(b"", headers={"content-length": "100"}), "cannot be reached", 3),
@@ -392,3 +398,41 @@ async def test_over_grpc(answer: object, answers: str, expected: float | str) ->
         assert result.components[0].raw == expected
     else:
         assert expected in result.fault.message
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Certificate and key of 127.0.0.1, signed by itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "judge")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    folder = tmp_path_factory.mktemp("certificate")
+    pem, secret = folder / "certificate.pem", folder / "key.pem"
+    pem.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    secret.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return pem, secret
+
+
+async def test_over_grpc_with_tls(certificate: tuple[Path, Path]) -> None:
+    pem, secret = certificate
+    server = grpc.aio.server()
+    reward_model_pb2_grpc.add_RewardModelServiceServicer_to_server(Servicer(0.5), server)
+    credentials = grpc.ssl_server_credentials([(secret.read_bytes(), pem.read_bytes())])
+    address = f"127.0.0.1:{server.add_secure_port('127.0.0.1:0', credentials)}"
+    await server.start()
+    given = {"protocol": "grpc", "answers": "score", "attempts": 1}
+    remote = RewardModels.open({"judge": config(address, ca_file=str(pem), **given), "clear": config(address, **given)})
+    try:
+        scoring = ModelScoring(Local(), remote)
+        assert (await score_one(scoring, item())).components[0].raw == 0.5
+        assert (await score_one(scoring, item("t2", "x", link("clear")))).HasField("fault")
+    finally:
+        await remote.close()
+        await server.stop(0.0)
