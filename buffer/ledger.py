@@ -146,6 +146,10 @@ class Ledger(Trajectories):
     async def drop_group(self, fence: common_pb2.Fence, group: GroupId, reason: str) -> None:
         await self._client.run("drop_group", fence, group, reason)
 
+    async def rewind(self, fence: common_pb2.Fence, iteration: int) -> int:
+        forgotten: int = await self._client.run("rewind", fence, iteration)
+        return forgotten
+
     async def counts(self) -> dict[str, int]:
         (counters,) = await self._client.read([("HGETALL", self._keys.counts)])
         return packing.state_counts(counters)

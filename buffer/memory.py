@@ -210,6 +210,12 @@ class MemoryBuffer:
             raise RequestError(f"group {group} is {entry.state}; only an open or complete one can be dropped.")
         self._ledger.drop_group(entry, reason)
 
+    async def rewind(self, fence: common_pb2.Fence, iteration: int) -> int:
+        self._check(fence)
+        forgotten = self._ledger.rewind(iteration)
+        await self._tell()
+        return forgotten
+
     async def groups(self, state: GroupState, *, limit: int = 0) -> list[GroupId]:
         found = [group.new.group_id for group in self._ledger.groups_in([state]) if not group.archived]
         return found[:limit] if limit else found

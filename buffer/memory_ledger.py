@@ -156,6 +156,28 @@ class MemoryLedger:
             self.drop(member, reason)
         group.drop_reason = reason
 
+    def rewind(self, iteration: int) -> int:
+        """Forgets what open and complete groups did after an iteration; see rewind.lua."""
+        forgotten = 0
+        for group in self.groups_in([GroupState.OPEN, GroupState.COMPLETE]):
+            for entry in group.members:
+                if entry.state is not TrajectoryState.DROPPED and (entry.span_iteration or -1) > iteration:
+                    forgotten += self._rewind(entry, iteration)
+                    group.state, group.settled_by = GroupState.OPEN, None
+        self._running = dict(sorted(self._running.items(), key=lambda item: item[1].sequence))
+        return forgotten
+
+    def _rewind(self, entry: Entry, iteration: int) -> int:
+        had = entry.tokens
+        entry.segments = [segment for segment in entry.segments if segment.iteration <= iteration]
+        entry.tokens = sum(len(segment.token_ids) for segment in entry.segments)
+        entry.state = TrajectoryState.PARKED if entry.tokens else TrajectoryState.PENDING
+        entry.spans, entry.worker, entry.ready, entry.handed_out = max(entry.spans - 1, 0), "", False, False
+        entry.span_iteration = entry.segments[-1].iteration if entry.segments else None
+        entry.components, entry.finish_reason = (), common_pb2.FINISH_REASON_UNSPECIFIED
+        self._running[entry.identity] = entry
+        return had - entry.tokens
+
     def lose_lease(self, entry: Entry, max_attempts: int | None) -> None:
         """Takes a lease from a holder that can't use it; with a limit, that counts as an attempt."""
         if max_attempts is not None:

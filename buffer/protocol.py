@@ -157,6 +157,13 @@ class ExperienceBuffer(Protocol):
         """Excludes a group, evidence kept."""
         ...
 
+    async def rewind(self, fence: common_pb2.Fence, iteration: int) -> int:
+        """Forgets what open and complete groups did after an iteration; returns how many tokens that were.
+
+        For deterministic resumption alone: everywhere else a flushed token is never generated again.
+        """
+        ...
+
     async def groups(self, state: GroupState, *, limit: int = 0) -> list[GroupId]:
         """Ids of groups in a state whose payload is here, not in the archive; oldest first."""
         ...

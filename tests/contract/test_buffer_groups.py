@@ -2,11 +2,11 @@
 
 import pytest
 
-from crescendo.buffer import Scored, Update
+from crescendo.buffer import NewGroup, Scored, Update
 from crescendo.common.errors import RequestError
 from crescendo.common.types import GroupState, TrajectoryId, TrajectoryState
 from crescendo.proto.v1 import trainer_pb2
-from tests.contract.buffer_cases import Driver, ManualClock, batch, component, ids_of, new_group, segment
+from tests.contract.buffer_cases import STOP, Driver, ManualClock, batch, component, ids_of, new_group, segment
 
 
 async def test_only_finished_trajectories_are_scored(driver: Driver) -> None:
@@ -111,3 +111,43 @@ async def test_what_a_pause_parked_goes_on_in_the_same_iteration(driver: Driver)
     )
     assert await driver.claim(iteration=1) == [paused]
     assert await driver.claim(iteration=2) == [over_budget]
+
+
+async def test_a_rewind_restores_the_end_of_an_iteration(driver: Driver) -> None:
+    older, newer = new_group(0), new_group(1, iteration=2)
+    first, second = ids_of(older)
+    await driver.open(older)
+    await driver.claim(iteration=1)
+    await driver.finish(first)
+    await driver.flush(Update(second, 0, segment(3), TrajectoryState.PARKED))
+    await driver.buffer.claim_finished(driver.fence, limit=9, wait_s=0)
+    await driver.score(first)
+    before = await facts(driver, older)
+
+    await driver.open(newer)
+    assert await driver.claim(iteration=2) == [second, *ids_of(newer)]
+    more = segment(2, version=2, iteration=2, start=3)
+    await driver.flush(Update(second, 3, more, TrajectoryState.FINISHED, STOP))
+    last = ids_of(newer)[0]
+    await driver.flush(Update(last, 0, segment(4, version=2, iteration=2)))
+    await driver.buffer.claim_finished(driver.fence, limit=9, wait_s=0)
+    assert await driver.score(second) == [older.group_id]
+
+    assert await driver.buffer.rewind(driver.fence, 1) == 6
+    assert await driver.buffer.rewind(driver.fence, 1) == 0
+    assert await facts(driver, older) == before
+    assert await driver.group_state(older.group_id) == "open"
+    assert await driver.states(*ids_of(newer)) == ["pending", "pending"]
+    counts = await driver.buffer.open_counts(2)
+    assert {state: count for state, count in counts.items() if count} == {"pending": 2, "parked": 1, "scored": 1}
+    assert await driver.claim(iteration=1) == ids_of(newer)  # what was parked in an iteration rests until the next
+    assert await driver.claim(iteration=2) == [second]
+
+
+async def facts(driver: Driver, group: NewGroup) -> list[object]:
+    """Everything that is known of a group's trajectories."""
+    found = await driver.buffer.load_trajectories(ids_of(group))
+    return [
+        (one.state, one.token_ids.tolist(), one.log_probs.tolist(), one.finish_reason, one.spans, one.components)
+        for one in found
+    ]
