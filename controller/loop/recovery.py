@@ -4,6 +4,9 @@
 
 Nothing is generated again: a recorded batch names trajectories that lie in the buffer. Weights made so get new
 versions with their parents named. Groups that were opened but not recorded are simply still open.
+
+The one exception is `run.deterministic`: what an iteration that was not recorded has generated is forgotten, and
+generated again from where the iteration began, because its bits depend on everything that ran in the same steps.
 """
 
 import asyncio
@@ -69,6 +72,8 @@ async def replay(loop: Reinforcement) -> None:
     state = parts.state
     accuracies = _validated(loop)
     for batch in await parts.buffer.batches_after(state.branch, state.iteration):
+        for sampled in range(state.iteration + 1, batch.iteration + 1):
+            loop.curriculum.draw(sampled, loop.stages.stage.prompts_per_iteration, branch=state.branch)
         version = await parts.buffer.next_version(
             parts.lease.fence, parent=state.weight_version, branch=state.branch, iteration=batch.iteration
         )

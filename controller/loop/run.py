@@ -56,6 +56,9 @@ class Reinforcement:
         with board.phase("rollout", iteration):
             rolled = await parts.rollouts.phase(iteration, parts.state.branch, stage, parts.state.weight_version)
         if rolled.interrupted:
+            if parts.config.run.deterministic:
+                await parts.scoring.settle(parts.config.deadlines.scoring_s)
+                await self.forget_unrecorded()
             return
         failpoints.reach("rollout.parked")
         with board.phase("score", iteration):
@@ -75,6 +78,16 @@ class Reinforcement:
         known = {**asdict(facts), **trained} if groups else {}
         self._record(iteration, {**asdict(rolled), **asdict(synced), **known}, accuracy, time.monotonic() - begun)
         await self._decide(iteration, self.observe(iteration, facts, accuracy) if groups else None)
+
+    async def forget_unrecorded(self) -> None:
+        """In deterministic mode, takes the buffer back to the end of the last recorded iteration."""
+        parts, done = self.parts, self.parts.state.iteration
+        if not parts.config.run.deterministic:
+            return
+        num_tokens = await parts.buffer.rewind(parts.lease.fence, done)
+        if num_tokens:
+            message = f"{num_tokens} tokens of iteration {done + 1} are generated again"
+            parts.board.event("iteration.rewound", message, tokens=num_tokens)
 
     # Sample -------------------------------------------------------------------------------------------
 

@@ -202,6 +202,7 @@ class Session:
         loop = self.rebuild_loop(step)
         try:
             await recovery.replay(loop)
+            await loop.forget_unrecorded()
             await self._enter(loop)
             await loop.run()
         finally:
@@ -216,6 +217,8 @@ class Session:
         with self.board.phase("publish", self.state.iteration):
             await parts.switch_to_rollout()
         parts.show_stages(loop.stages)
+        # What finished before a restart is scored at once, by the weights of the stage that it returns to.
+        parts.scoring.stage, parts.scoring.iteration = loop.stages.stage, self.state.iteration + 1
         parts.scoring.start()
         if self.state.accuracy_sft is None:
             with self.board.phase("validate", 0):

@@ -64,9 +64,12 @@ class Validation:
         sampling = common_pb2.Sampling(
             temperature=self.step.validation.temperature, top_p=1.0, stop_token_ids=self.tokenizer.eos_token_ids
         )
+        run = self.config.run
 
         async def requests() -> AsyncIterator[rollout_pb2.GenerateRequest]:
             for index in share:
+                if run.deterministic:
+                    sampling.seed = (run.seed * len(prompts) + index) % 2**62
                 yield rollout_pb2.GenerateRequest(
                     request_id=str(index),
                     prompt_token_ids=prompts[index].token_ids,
