@@ -119,8 +119,8 @@ class ColdSandbox:
             code = 128 - code
         facts = Facts(
             status=code << 8 if code >= 0 else -code,
-            # The kernel's limit on CPU time kills, and nobody else does: no command reports the time itself.
-            cpu_s=limits.cpu_s if code == -signal.SIGKILL and seconds >= limits.cpu_s * 0.9 else 0.0,
+            # No command reports CPU time. What kills unasked after a while is its limit, which counts the start too.
+            cpu_s=limits.cpu_s if code == -signal.SIGKILL and seconds >= limits.cpu_s / 2 else 0.0,
             has_started=outputs[0][:1] == _STARTED,
             trouble=outputs[1].decode(errors="replace")[:500],
             our_reason=reasons[0] if reasons else None,
