@@ -20,7 +20,7 @@ from crescendo.reward_service.typed_options import option
 class AdaptThinkOptions:
     """Options of adapt_think."""
 
-    delta: float = option(0.05, "bonus for not thinking", at_least=0, at_most=1, source="AdaptThink, section 5")
+    delta: float = option(0.05, "bonus for not thinking", at_least=0, at_most=1, source="AdaptThink: 0.05")
     reference: str = option(
         "reference_reward", "metadata field with the reference's mean reward, 0 to 1", pattern=r"[A-Za-z_][\w.-]*"
     )

@@ -2,7 +2,8 @@
 
 With boxes matched greedily at IoU above 0.5: position is the mean IoU of the matches, label the share of matches with
 the right label, completeness 1 - (share of gold boxes missed + share of predicted boxes without a match) / 2. Weights
-are divided by their sum. What the parts are where nothing matches, the paper leaves open: position and label are 0.
+are divided by their sum. The weights are the authors'; how the parts are counted is said here because their text
+leaves it open: where nothing matches, position and label are 0.
 """
 
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ def _matches(boxes: list[Box], golds: list[Box], threshold: float) -> list[tuple
 
 SCORER = Scorer(
     name="detection_weighted",
-    source="VLM-R1: the weighted detection score of its released code",
+    source="VLM-R1: the weights of its detection score; the parts as said above",
     low=0.0,
     high=1.0,
     options=DetectionWeightedOptions,

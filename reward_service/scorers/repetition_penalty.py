@@ -8,7 +8,7 @@ form for an algorithm that trains on values by token.
 
 Scalar, the authors' other form: (1 - unique / total n-grams) * -penalty. It is bounded by the penalty.
 
-N-grams are over token ids where the request brings them, else over words.
+N-grams are over token ids where the request brings them, else over words without regard to case.
 """
 
 from array import array
@@ -93,13 +93,13 @@ def _packed(sample: Sample) -> bytes:
     if sample.token_ids:
         return sample.token_ids[: len(sample.token_ids) // _ID_BYTES * _ID_BYTES]
     numbers: dict[str, int] = {}
-    words = (numbers.setdefault(word, len(numbers)) for word in sample.text.split())
+    words = (numbers.setdefault(word, len(numbers)) for word in sample.text.lower().split())
     return array("i", words).tobytes()
 
 
 SCORER = Scorer(
     name="repetition_penalty",
-    source="Demystifying Long Chain-of-Thought Reasoning (arXiv 2502.03373), section 4 and the authors' code",
+    source="Demystifying Long Chain-of-Thought Reasoning (arXiv 2502.03373), appendix C.2 and the authors' code",
     low=LOW,
     high=0.0,
     options=RepetitionOptions,

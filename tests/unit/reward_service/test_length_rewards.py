@@ -128,7 +128,7 @@ def test_the_papers_defaults() -> None:
 
 def test_without_tokens_words_count() -> None:
     options = RepetitionOptions(form="share", ngram=2, penalty=1.0)
-    assert repetition_penalty.score(Sample("so we try so we try"), options).raw == pytest.approx(-2 / 5)
+    assert repetition_penalty.score(Sample("so we try So we try"), options).raw == pytest.approx(-2 / 5)
     assert repetition_penalty.score(Sample(""), options).raw == 0.0
 
 
