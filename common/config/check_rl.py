@@ -151,12 +151,23 @@ def _difficulty(config: Config) -> Iterator[Problem]:
     source = config.data.train
     for path, rl in rl_steps(config):
         order = rl.curriculum.order
-        if order != "uniform" and source.name != "task" and "difficulty" not in source.columns:
+        if order not in ("uniform", "epoch") and source.name != "task" and "difficulty" not in source.columns:
             yield Problem(
                 f"{path}.curriculum.order",
                 f"{path}.curriculum.order is {order}, but data.train.columns names no difficulty to order by.",
-                "Map difficulty to a column with numbers from 0 (easy) to 1 (hard), or use uniform.",
+                "Map difficulty to a column with numbers from 0 (easy) to 1 (hard), or use uniform or epoch.",
                 ("data.train.columns",),
+            )
+
+
+def _epoch(config: Config) -> Iterator[Problem]:
+    for path, rl in rl_steps(config):
+        if rl.curriculum.order == "epoch" and rl.curriculum.prioritized.enabled:
+            yield Problem(
+                f"{path}.curriculum.prioritized.enabled",
+                f"{path}.curriculum.prioritized.enabled is true, but the order epoch hands every prompt out once.",
+                "Set it to false, or choose another order.",
+                (f"{path}.curriculum.order",),
             )
 
 
@@ -202,6 +213,7 @@ RULES: tuple[Callable[[Config], Iterator[Problem]], ...] = (
     _reward_weights,
     _repetition,
     _difficulty,
+    _epoch,
     _staleness,
     _placement,
     _decay,

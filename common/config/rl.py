@@ -91,8 +91,9 @@ class CurriculumConfig:
 
     order: str = setting(
         "uniform",
-        "uniform; easy_to_hard: a window over difficulty that moves to the hard end; uniform_then_hard",
-        choices=("uniform", "easy_to_hard", "uniform_then_hard"),
+        "uniform; easy_to_hard: a window over difficulty that moves to the hard end; uniform_then_hard; epoch: every "
+        "prompt once in a random order, then all again in another",
+        choices=("uniform", "easy_to_hard", "uniform_then_hard", "epoch"),
     )
     hard_from_iteration: int = setting(
         24, "uniform_then_hard: first iteration that draws hard prompts only", at_least=0, source="k1.5 figure 9"

@@ -2,12 +2,13 @@
 
 Called by the controller's loop: `draw` at the start of an iteration, `record` when a group has been scored,
 `to_dict` in each commit. A draw depends on the config, the seed, the branch, the iteration and the success rates
-alone, so that a resumed run draws what the interrupted one would have drawn.
+alone, so that a resumed run draws what the interrupted one would have drawn. The order `epoch` depends on how many
+prompts the iterations before have got instead, whatever the branch: a rollback does not hand a prompt out again.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,15 @@ class PromptRecord:
     success_rate: float
 
 
+@dataclass(frozen=True)
+class EpochPlace:
+    """Where the order `epoch` stands: iteration got num_drawn prompts, after num_before of all iterations before it."""
+
+    iteration: int = -1
+    num_before: int = 0
+    num_drawn: int = 0
+
+
 class Curriculum:
     """Draws prompt indices by order and priority."""
 
@@ -42,6 +52,7 @@ class Curriculum:
         self._config = config
         self._ranking = rank_by_difficulty(difficulties)
         self._records: dict[int, PromptRecord] = {}
+        self._place = EpochPlace()
 
     @property
     def num_prompts(self) -> int:
@@ -76,6 +87,8 @@ class Curriculum:
         """
         if num_prompts < 0:
             raise RequestError(f"num_prompts is {num_prompts}; it must be at least 0.", field="num_prompts")
+        if self._config.order == "epoch":
+            return self._next_of_epoch(iteration, num_prompts)
         random = np.random.default_rng([self._config.seed, branch, iteration])
         pool = self.eligible(iteration, num_prompts)
         weights = np.array([self.weight(int(index)) for index in pool], dtype=np.float64)
@@ -83,6 +96,18 @@ class Curriculum:
         while len(drawn) < num_prompts:
             order = _weighted_order(weights, random)
             drawn += [int(index) for index in pool[order][: num_prompts - len(drawn)]]
+        return drawn
+
+    def _next_of_epoch(self, iteration: int, num_prompts: int) -> list[int]:
+        """The prompts that follow; the same ones when an iteration asks again."""
+        place = self._place
+        before = place.num_before if iteration == place.iteration else place.num_before + place.num_drawn
+        self._place = EpochPlace(iteration, before, num_prompts)
+        drawn: list[int] = []
+        while len(drawn) < num_prompts:
+            epoch, first = divmod(before + len(drawn), self.num_prompts)
+            order = np.random.default_rng([self._config.seed, epoch]).permutation(self.num_prompts)
+            drawn += [int(index) for index in order[first : first + num_prompts - len(drawn)]]
         return drawn
 
     def record(self, index: int, success_rate: float) -> None:
@@ -99,7 +124,9 @@ class Curriculum:
     def to_dict(self) -> dict[str, Any]:
         """State for a commit, as JSON: [groups, success rate] of the tried prompts only."""
         tried = {str(index): [item.num_groups, item.success_rate] for index, item in sorted(self._records.items())}
-        return {"version": _STATE_VERSION, "num_prompts": self.num_prompts, "tried": tried}
+        return {
+            "version": _STATE_VERSION, "num_prompts": self.num_prompts, "tried": tried, "epoch": asdict(self._place)
+        }  # fmt: skip
 
     @classmethod
     def from_dict(
@@ -109,6 +136,7 @@ class Curriculum:
         curriculum = cls(config, difficulties)
         try:
             version, num_prompts, tried = state["version"], state["num_prompts"], state["tried"]
+            place = EpochPlace(**state.get("epoch", {}))
             records = {int(index): PromptRecord(int(item[0]), float(item[1])) for index, item in tried.items()}
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise CheckpointError(
@@ -128,7 +156,7 @@ class Curriculum:
                 field="curriculum",
                 fix="Resume from an older commit.",
             )
-        curriculum._records = records
+        curriculum._records, curriculum._place = records, place
         return curriculum
 
 

@@ -45,6 +45,7 @@ ORDERS: Mapping[str, Order] = {
     "uniform": uniform,
     "easy_to_hard": easy_to_hard,
     "uniform_then_hard": uniform_then_hard,
+    "epoch": uniform,  # Curriculum goes through it without drawing
 }
 
 

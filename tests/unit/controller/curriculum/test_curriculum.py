@@ -172,3 +172,20 @@ def test_errors() -> None:
                     state | {"tried": {"0": "x"}}):  # fmt: skip
         with pytest.raises(CheckpointError):
             Curriculum.from_dict(CurriculumConfig(), [None, None], damaged)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 30), st.lists(st.integers(0, 40), min_size=1, max_size=20), st.integers(0, 5))
+def test_an_epoch_hands_out_every_prompt_once_before_any_twice(size: int, counts: list[int], seed: int) -> None:
+    curriculum = Curriculum(CurriculumConfig(order="epoch", seed=seed), [None] * size)
+    drawn: list[int] = []
+    for iteration, count in enumerate(counts):
+        part = curriculum.draw(iteration, count, branch=iteration % 2)
+        assert curriculum.draw(iteration, count) == part  # an interrupted iteration asks again
+        curriculum = Curriculum.from_dict(
+            CurriculumConfig(order="epoch", seed=seed), [None] * size, json.loads(json.dumps(curriculum.to_dict()))
+        )
+        drawn += part
+    for start in range(0, len(drawn), size):
+        epoch = drawn[start : start + size]
+        assert len(set(epoch)) == len(epoch)
