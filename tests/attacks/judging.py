@@ -19,7 +19,13 @@ from crescendo.reward_service.sandbox.protocol import MIB, Outcome, Posture, Pro
 CASES = Path(__file__).parent / "judge_cases"
 NUM_CALLS = 3
 RULES = Rules(Budget(case_s=0.5, total_s=1.5, memory_bytes=256 * MIB))
-HONEST = "class Solution:\n    def solve(self, n):\n        return sorted(n)\n\nprint(input()[::-1])\n"
+HONEST = """class Solution:
+    def solve(self, n):
+        return sorted(n)
+
+if __name__ == "__main__":
+    print(input()[::-1])
+"""
 
 
 @dataclass(frozen=True)

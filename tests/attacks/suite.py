@@ -1,7 +1,8 @@
 """The attack suite's data: one file a case in cases/, and the jails that they are run in.
 
 A case is a program that tries something, and what is expected, for all jails or for one: `[expect]`,
-`[expect.landlock]` and so on. A program prints `held` where it was refused and `BROKEN name` where it was not (prelude.py).
+`[expect.landlock]` and so on. A program prints `held` where it was refused and `BROKEN name`
+where it was not (prelude.py).
 """
 
 import functools
