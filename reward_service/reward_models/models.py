@@ -47,6 +47,16 @@ class ModelCounters:
     num_from_cache: int = 0
 
 
+class _Call:
+    """A question under way. has_place: the model is being asked; until then it can be dropped."""
+
+    task: asyncio.Task[Judgement]
+
+    def __init__(self) -> None:
+        self.num_waiting = 0
+        self.has_place = False
+
+
 class RewardModel:
     """One model. `judge` as often as needed; `await close()` at the end."""
 
@@ -56,7 +66,7 @@ class RewardModel:
         self._transport = transport
         self._places = asyncio.Semaphore(config.max_concurrency)
         self._kept: OrderedDict[bytes, Judgement] = OrderedDict()
-        self._under_way: dict[bytes, asyncio.Task[Judgement]] = {}
+        self._under_way: dict[bytes, _Call] = {}
 
     @property
     def worst_case_s(self) -> float:
@@ -70,31 +80,41 @@ class RewardModel:
             self._kept.move_to_end(key)
             self.counters.num_from_cache += 1
             return kept
-        task = self._under_way.get(key)
-        if task is None:
-            task = asyncio.get_running_loop().create_task(self._ask(key, question, read))
-            self._under_way[key] = task
-            task.add_done_callback(lambda done: self._ended(key, done))
+        call = self._under_way.get(key)
+        if call is None:
+            call = self._under_way[key] = _Call()
+            call.task = asyncio.get_running_loop().create_task(self._ask(key, call, question, read))
+            call.task.add_done_callback(lambda _: self._ended(key, call))
         else:
             self.counters.num_from_cache += 1
-        # Shielded: others may wait for the same question, and a judgement that was paid for is kept.
-        return await asyncio.shield(task)
+        call.num_waiting += 1
+        try:
+            # Shielded: others may wait for the same question, and a judgement that is being paid for is kept.
+            return await asyncio.shield(call.task)
+        finally:
+            call.num_waiting -= 1
+            if not call.num_waiting and not call.has_place:
+                # Everyone has gone away before the model was asked: callers that are killed leave no queue behind.
+                self._ended(key, call)
+                call.task.cancel()
 
-    def _ended(self, key: bytes, task: asyncio.Task[Judgement]) -> None:
-        self._under_way.pop(key, None)
-        if not task.cancelled():
-            task.exception()  # whoever asked may have gone away; the counters have it
+    def _ended(self, key: bytes, call: "_Call") -> None:
+        if self._under_way.get(key) is call:
+            del self._under_way[key]
+        if call.task.done() and not call.task.cancelled():
+            call.task.exception()  # whoever asked may have gone away; the counters have it
 
     async def close(self) -> None:
         """Gives up what is under way and ends the connections."""
-        tasks = list(self._under_way.values())
+        tasks = [call.task for call in self._under_way.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._transport.close()
 
-    async def _ask(self, key: bytes, question: Question, read: Reader) -> Judgement:
+    async def _ask(self, key: bytes, call: "_Call", question: Question, read: Reader) -> Judgement:
         async with self._places:
+            call.has_place = True
             judgement = await self._attempts(question, read)
         if self.config.cache_entries:
             self._kept[key] = judgement

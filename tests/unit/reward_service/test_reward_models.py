@@ -260,6 +260,24 @@ async def test_the_same_question_is_asked_once() -> None:
     assert len(server.asked) == 2
 
 
+async def test_callers_that_go_away_leave_no_queue() -> None:
+    busy = asyncio.Event()
+
+    def stall(_: Asked) -> Reply:
+        busy.set()
+        return Reply(stall_s=30.0)
+
+    async with judged_by(stall, max_concurrency=1, timeout_s=60.0) as (scoring, _):
+        waiting = [asyncio.create_task(score_one(scoring, item(str(i), str(i)))) for i in range(20)]
+        await asyncio.wait_for(busy.wait(), 5.0)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        await asyncio.sleep(0.05)
+        left = [task for task in asyncio.all_tasks() if "RewardModel._ask" in repr(task.get_coro())]
+    assert len(left) == 1  # the one that the model is busy with
+
+
 async def test_calls_are_counted() -> None:
     answers = iter([Reply(status=500)])
     async with RewardModelServer(lambda asked: next(answers, None) or verdict(asked, True)) as server:
