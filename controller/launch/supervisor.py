@@ -35,6 +35,7 @@ R = TypeVar("R")
 LOOK_EVERY_S = 0.5
 PROBES_PER_HEARTBEAT = 3
 ASKED_ROLES = ("reward", "executor")  # report the age of their last item, busy or not
+BLAMELESS = ("buffer_unreachable", "buffer_refuses")  # waits for somebody else
 RECOVERED_AFTER_S = 120.0  # without a loss, earlier attempts are forgotten
 
 
@@ -185,7 +186,7 @@ class Supervisor:
         age_s = status.progress_age_seconds
         if worker.role in ASKED_ROLES:
             age_s = min(age_s, worker.oldest_call_s)
-        if age_s > limit_s and status.state != "buffer_unreachable":
+        if age_s > limit_s and status.state not in BLAMELESS:
             self._lose(worker, f"it answers, but has made no progress for {age_s:.0f} s")
         elif status.state in ("failed", "broken"):
             self._lose(worker, f"it reports that it is {status.state}")

@@ -65,6 +65,7 @@ class Patience:
         self._control = control
         self._limit_s = limit_s
         self._gave_up = gave_up
+        self._stood_from = 0.0
 
     async def through(self, act: Callable[[], Awaitable[R]]) -> R:
         """act's answer. It must be idempotent: it is tried again until it is taken.
@@ -94,16 +95,15 @@ class Patience:
     @contextlib.contextmanager
     def standing(self, reason: str) -> Iterator[None]:
         """The run stands still for a reason while the block runs; an event tells so at either end."""
-        begun = time.monotonic()
-        outermost = self._board.hold(reason)
-        if outermost:
+        if self._board.hold(reason):
+            self._stood_from = time.monotonic()
             self._board.event("run.standing", f"paused: {reason}", severity="warning")
         try:
             yield
         finally:
             self._board.release(reason)
-            if outermost and not self._board.held:
-                seconds = time.monotonic() - begun
+            if not self._board.held:
+                seconds = time.monotonic() - self._stood_from
                 self._board.event("run.going_on", f"goes on after {seconds:.1f} s: {reason}", seconds=seconds)
 
 
