@@ -118,11 +118,12 @@ class Archiver:
             reach("archive.named")
         written = {GroupId(group): file.path for file in files for group in file.groups}
         self._named |= written  # so that a trim that fails is tried again without writing twice
-        if placed or written:
-            await self._buffer.trim(self._token, {**placed, **written})
-            self.steps += 1
-            reach("archive.trimmed")
-        return len(placed) + len(written)
+        if not placed and not written:
+            return 0
+        trimmed = await self._buffer.trim(self._token, {**placed, **written})
+        self.steps += 1
+        reach("archive.trimmed")
+        return trimmed
 
     async def _ended(self, commit: tuple[int, int]) -> list[Group]:
         """Groups that may leave the buffer, oldest first, bounded in number."""

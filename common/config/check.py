@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from fsspec.registry import available_protocols
+
 from crescendo.common.config import check_deterministic, check_rewards, check_rl
 from crescendo.common.config.fields import Rule
 from crescendo.common.config.problems import Problem, without_consequences
@@ -197,6 +199,16 @@ def _buffer(config: Config) -> Iterator[Problem]:
         )
 
 
+def _archive(config: Config) -> Iterator[Problem]:
+    protocol, is_url, _ = config.archive.url.partition("://")
+    if is_url and not set(protocol.split("::")) <= set(available_protocols()):
+        yield Problem(
+            "archive.url",
+            f"archive.url is {config.archive.url!r}; fsspec knows no {protocol}://.",
+            "Give a folder, or a URL such as s3://bucket/path.",
+        )
+
+
 def _rollout(config: Config) -> Iterator[Problem]:
     rollout = config.rollout
     if rollout.lease_s <= rollout.flush_s:
@@ -261,6 +273,7 @@ RULES: tuple[Check, ...] = (
     _data,
     *check_rewards.RULES,
     _buffer,
+    _archive,
     _rollout,
     *check_deterministic.RULES,
     _parallel,

@@ -195,6 +195,8 @@ def _make_paths_absolute(config: Config) -> None:
         for name in ("api_key_file", "ca_file"):
             if given := getattr(judge, name):
                 setattr(judge, name, str(Path(given).expanduser().absolute()))
+    if config.archive.url and "://" not in config.archive.url:
+        config.archive.url = str(Path(config.archive.url).expanduser().absolute())
     model = Path(config.model.source).expanduser()
     if config.model.source not in ("", "scratch") and model.is_dir():
         config.model.source = str(model.absolute())

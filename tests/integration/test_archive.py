@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +19,16 @@ from crescendo.buffer import EmbeddedServer, RedisBuffer, connect
 from crescendo.buffer.archive.archiver import Archiver, RunFacts
 from crescendo.buffer.archive.reader import Archive
 from crescendo.buffer.archive.store import ArchiveManifest, ArchiveStore
+from crescendo.cli.lineage import collect
 from crescendo.common import errors, failpoints
+from crescendo.common.config import load_config, save_resolved
 from crescendo.common.rpc import Client, Endpoint
-from crescendo.common.runfolder import RunFolder
+from crescendo.common.runfolder import RunFolder, write_atomically
 from crescendo.common.service import ServiceSpec
-from crescendo.common.types import GroupId, GroupState
+from crescendo.common.types import Group, GroupId, GroupState
 from crescendo.proto.v1 import archive_pb2, archive_pb2_grpc
 from tests.contract.buffer_cases import Driver, ManualClock, batch, new_group
+from tests.integration.run_process import RECIPE
 
 ITERATIONS = 3
 GROUPS = [new_group(draw, iteration=i) for i in range(1, ITERATIONS + 1) for draw in range(2)]
@@ -197,10 +200,15 @@ async def test_an_archive_that_cannot_be_written_costs_nothing(run: Run) -> None
     check_whole(run.url)
 
 
-async def test_a_damaged_group_is_set_aside_by_itself(run: Run) -> None:
-    broken = GROUPS[0].group_id
-    redis = run.buffer._client.redis
-    await redis.rpush(run.buffer._keys.segments(f"{broken}-s000"), b"\x08\x01*\x03abc")  # type: ignore[arg-type]
+async def test_a_damaged_group_is_set_aside_by_itself(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken, load = GROUPS[0].group_id, run.buffer.load_groups
+
+    async def load_groups(ids: Sequence[GroupId], *, with_trajectories: bool = True) -> list[Group]:
+        if with_trajectories and broken in ids:
+            raise errors.BufferStateError("a segment is damaged")
+        return await load(ids, with_trajectories=with_trajectories)
+
+    monkeypatch.setattr(run.buffer, "load_groups", load_groups)
     archiver = await run.archiver()
     await archiver.sweep()
     assert await run.buffer.groups(GroupState.CONSUMED) == [broken]
@@ -261,3 +269,15 @@ async def test_many_groups_take_several_pages(run: Run, monkeypatch: pytest.Monk
     (row, _) = next(group.rows for group in archive.groups() if group.group_id == dropped)
     assert (row["group_state"], row["group_drop_reason"], row["state"]) == ("dropped", "bad prompt", "dropped")
     assert not archive.survives(row)
+
+
+async def test_the_lineage_of_a_living_run_comes_from_its_buffer(run: Run, server: EmbeddedServer) -> None:
+    config = load_config(RECIPE, [f"run.folder={run.folder.root.parent}"])
+    config.buffer.name, config.buffer.url = "external", server.url
+    save_resolved(config, run.folder.config)
+    assert (await asyncio.to_thread(collect, run.folder)).source == "run folder", "no controller lives"
+    identity = {"address": "127.0.0.1:1", "pid": os.getpid(), "started_unix_s": time.time()}
+    write_atomically(run.folder.controller, json.dumps(identity))
+    view = await asyncio.to_thread(collect, run.folder)
+    assert (view.source, view.lineage.commit) == ("buffer", (0, ITERATIONS))
+    assert [one.version for one in view.lineage.versions] == [1]

@@ -127,6 +127,7 @@ def test_both_spellings_of_one_key_are_refused(tmp_path: Path) -> None:
         ("data.template", "hello", "it must contain {question}"),
         ("buffer.name", "external", "an external buffer needs a redis://"),
         ("buffer.url", "redis://localhost", "but buffer.name is embedded"),
+        ("archive.url", "nosuch://bucket", "fsspec knows no nosuch://"),
         ("rollout.lease_s", 1.0, "it must be longer than rollout.flush_s"),
         ("trainer.tensor_parallel", 2, "trainer.tensor_parallel is 2; it must divide model.scratch.num_heads, 3"),
         ("model.scratch.num_kv_heads", 2, "it must divide num_heads, 3"),
