@@ -1,7 +1,7 @@
 """The promises of a run, held against the evidence. Pure: evidence in, broken promises out, each naming its victim.
 
     ledger      every opened group is consumed once in the surviving line, or open, complete, abandoned, or
-                dropped with a reason
+                dropped with a reason; what left the buffer is in the archive
     once        no trajectory is in two recorded batches of one line; no iteration has two batches
     epoch       with epoch sampling every prompt is drawn equally often, up to one
     attested    every trained token comes from an engine that had attested its weight version, with its digest
@@ -81,6 +81,8 @@ def _ledger(evidence: Evidence) -> Iterator[str]:
         yield f"group {lost} was opened and is gone."
     for group in evidence.groups.values():
         name = f"group {group.group_id}"
+        if group.archived and group.group_id not in evidence.archived_groups:
+            yield f"{name} is in neither the buffer nor the archive, whose {group.archived} should have it."
         if group.state is GroupState.DROPPED and not group.drop_reason:
             yield f"{name} is dropped without a reason."
         if group.state is GroupState.CONSUMED:
@@ -129,6 +131,8 @@ def _attested(evidence: Evidence) -> Iterator[str]:
     surviving = line_of(surviving_branch(evidence), evidence.branches)
     for batch in batches_on(surviving, evidence):
         for name in (TrajectoryId(one) for group in batch.groups for one in group.trajectory_ids):
+            if name not in evidence.origins:
+                yield f"trajectory {name} was trained, and neither buffer nor archive has its tokens."
             for origin in evidence.origins.get(name, ()):
                 if (origin.worker_id, origin.weight_version) not in proven:
                     yield (

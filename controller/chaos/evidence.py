@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from crescendo.buffer import EmbeddedServer, RedisBuffer, WeightRecord
+from crescendo.buffer.archive import archive_url
 from crescendo.buffer.client import Client, open_client
 from crescendo.common.config import Config, load_resolved
 from crescendo.common.errors import BufferStateError
@@ -48,6 +49,7 @@ class Evidence:
     finished: bool
     groups: dict[GroupId, Group]
     origins: dict[TrajectoryId, tuple[Origin, ...]]
+    archived_groups: set[GroupId]  # whose rows the archive's files hold
     branches: dict[int, tuple[int, int]]
     manifests: list[Manifest]
     missing_files: list[str]
@@ -78,13 +80,17 @@ async def _read(folder: RunFolder, config: Config, url: str) -> Evidence:
     try:
         groups = await _groups(client, buffer)
         branches = await buffer.branches()
+        archived = (
+            await asyncio.to_thread(_archived, config, folder) if any(g.archived for g in groups.values()) else {}
+        )
         manifests = list_manifests(folder)
         history = _with_redo_log(read_history(folder.buffer, folder.run_id()), await _redo_log(buffer, branches))
         return Evidence(
             config=config,
             finished=folder.summary.exists(),
             groups=groups,
-            origins=await _origins(buffer, list(groups.values())),
+            origins=await _origins(buffer, list(groups.values())) | archived,
+            archived_groups={GroupId(name.rpartition("-")[0]) for name in archived},
             branches=branches,
             manifests=manifests,
             missing_files=_missing_files(folder, manifests),
@@ -122,6 +128,22 @@ def origins_of(trajectory: Trajectory) -> tuple[Origin, ...]:
         for segment in trajectory.segments
         if not segment.tool_turn
     )
+
+
+def _archived(config: Config, folder: RunFolder) -> dict[TrajectoryId, tuple[Origin, ...]]:
+    """Who made the trajectories whose payload lies in the archive; raises DataError when a file is missing or cut."""
+    # Only here, because the Parquet library takes a second to import.
+    from crescendo.buffer.archive.reader import Archive
+
+    return {
+        TrajectoryId(row["trajectory_id"]): tuple(
+            Origin(part["worker_id"], part["weight_version"], part["num_tokens"])
+            for part in row["segments"]
+            if not part["tool_turn"]
+        )
+        for group in Archive.open(archive_url(config, folder)).groups(["trajectory_id", "segments"])
+        for row in group.rows
+    }
 
 
 async def _redo_log(buffer: RedisBuffer, branches: Iterable[int]) -> History:

@@ -22,7 +22,7 @@ _COMMANDS = (
     ("crescendo.reward_service executor", "executor"),
     ("crescendo.reward_service reward", "reward"),
     ("crescendo.console", "console"),
-    ("archive", "archiver"),
+    ("crescendo.buffer.archive", "archiver"),
     ("valkey-server", "valkey"),
     ("raylet/raylet", "raylet"),
     ("gcs_server", "gcs"),

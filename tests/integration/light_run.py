@@ -25,6 +25,7 @@ _PRELOADED = ["tests.integration.light_run", "tests.integration.light_controller
 # Two stages of three iterations; the first goes back to an earlier checkpoint. Long answers are parked and continued.
 LIGHT = (
     "rollout.engine=scripted",
+    "archive.enabled=false",
     "rollout.flush_tokens=4",
     "data.train.num_prompts=16",
     "data.validation.num_prompts=4",
