@@ -55,7 +55,7 @@ PURE = {name: scorer for name, scorer in SCORERS.items() if isinstance(scorer, S
 
 
 @pytest.mark.parametrize("name", PURE)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(text=TEXTS)
 def test_any_text_gets_a_value_in_range(name: str, text: str) -> None:
     scorer = PURE[name]
