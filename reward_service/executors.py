@@ -74,9 +74,11 @@ class Member:
         except OverloadError as error:
             self.free_at_s = _now_s() + max(MIN_WAIT_S, error.retry_after_s)
             raise
-        except WorkerLostError:
-            self.free_at_s = _now_s() + self._pause_s
-            self._pause_s = min(MAX_PAUSE_S, 2 * self._pause_s)
+        except WorkerLostError as error:
+            if self.free_at_s <= _now_s():  # else another call met the same loss, and has said so
+                log.warning("executor %s is left alone for %g s: %s", self.address, self._pause_s, error.message)
+                self.free_at_s = _now_s() + self._pause_s
+                self._pause_s = min(MAX_PAUSE_S, 2 * self._pause_s)
             raise
         finally:
             self.num_items -= len(request.items)
@@ -146,7 +148,7 @@ class Executors:
             except CrescendoError as error:
                 last = error
                 num_lost += not isinstance(error, OverloadError)
-                self._judge(error, member, num_lost, is_late=_now_s() >= ends_s)
+                self._judge(error, num_lost, is_late=_now_s() >= ends_s)
             shunned.add(member.address)
 
     async def refresh(self) -> None:
@@ -182,13 +184,12 @@ class Executors:
 
         return min(self._members.values(), key=rank, default=None)
 
-    def _judge(self, error: CrescendoError, member: Member, num_lost: int, *, is_late: bool) -> None:
+    def _judge(self, error: CrescendoError, num_lost: int, *, is_late: bool) -> None:
         """Raises what asking another executor cannot mend."""
         is_final = not error.retryable or isinstance(error, DeadlineError) or num_lost >= CALL_ATTEMPTS
         if is_final or is_late:
             raise error
         self.num_failovers += 1
-        log.warning("executor %s: %s; another is asked", member.address, error.message)
 
     async def _keep_fresh(self) -> None:
         while True:

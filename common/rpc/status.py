@@ -131,6 +131,8 @@ def guarded(
     async def wrapped(self: S, request: Q, context: Context) -> A:
         try:
             return await handler(self, request, context)
+        except grpc.aio.AbortError:
+            raise  # the status is set already, by a guard further in
         except Exception as error:
             await _abort(context, error, handler.__qualname__)
             raise AssertionError("unreachable: abort raises") from error
@@ -148,6 +150,8 @@ def guarded_stream(
         try:
             async for answer in handler(self, request, context):
                 yield answer
+        except grpc.aio.AbortError:
+            raise
         except Exception as error:
             await _abort(context, error, handler.__qualname__)
 

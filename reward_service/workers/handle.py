@@ -18,6 +18,8 @@ from crescendo.reward_service.workers.tasks import Task
 MAX_ANSWER_BYTES = 64 * 1024
 # An answer may lie unread in the socket when the clock fires late (a stopped or starved executor); look once more.
 SECOND_LOOK_S = 0.005
+# What an item may still take when nobody waits for it any more. Killing a worker costs about as much.
+ABANDONED_S = 0.05
 
 
 class Owner(Protocol):
@@ -75,6 +77,11 @@ class WorkerHandle(asyncio.Protocol):
         if was_idle:
             self._start_clock()
 
+    def hurry(self) -> None:
+        """A caller has gone away: if the first task was its, the worker is killed soon, not at the deadline."""
+        if self.in_flight and not self.is_dead:
+            self._arm(ABANDONED_S)
+
     def kill(self) -> None:
         """Ends the worker's whole process group at once; the pool then reaps it. Callable repeatedly."""
         self.is_dead = True
@@ -121,9 +128,15 @@ class WorkerHandle(asyncio.Protocol):
         self._item_started_s = time.monotonic()
         self._looked_twice = False
         if self.in_flight and not self.is_dead:
-            due_s = asyncio.get_running_loop().time() + self.in_flight[0].deadline_s
+            due_s = asyncio.get_running_loop().time() + self._limit_s
             if self._timer is None or self._timer.when() > due_s:
-                self._arm(self.in_flight[0].deadline_s)
+                self._arm(self._limit_s)
+
+    @property
+    def _limit_s(self) -> float:
+        """How long the first task may take."""
+        task = self.in_flight[0]
+        return min(task.deadline_s, ABANDONED_S) if task.batch.is_abandoned else task.deadline_s
 
     def _arm(self, seconds: float) -> None:
         if self._timer is not None:
@@ -134,7 +147,7 @@ class WorkerHandle(asyncio.Protocol):
         self._timer = None
         if self.is_dead or not self.in_flight:
             return
-        remaining_s = self.in_flight[0].deadline_s - self.item_seconds
+        remaining_s = self._limit_s - self.item_seconds
         if remaining_s > 0:
             self._arm(remaining_s)
         elif not self._looked_twice:

@@ -3,6 +3,7 @@
     deadline passed      the item at hand gets VERDICT_TIMEOUT        killed, replaced, the rest is sent again
     crashed by the item  VERDICT_SANDBOX_ERROR                        likewise
     killed from outside  a retryable fault, no score                  likewise
+    nobody waits for it  -                                            killed soon, replaced, the rest is sent again
     N items answered     -                                            recycled
     ran out of memory    VERDICT_SANDBOX_ERROR (the worker says so)   recycled at once
 
@@ -143,7 +144,12 @@ class Pool:
         queue = self._fresh_queue if fresh else self._queue
         queue.extend(self._task(item, deadline_s, batch, index) for index, item in enumerate(items))
         self._feed_all()
-        await batch.done
+        try:
+            await batch.done
+        except asyncio.CancelledError:
+            for worker in self._workers | self._single_workers:
+                worker.hurry()
+            raise
         return [result for result in batch.results if result is not None]
 
     # What handles report (the Owner protocol).
@@ -199,8 +205,10 @@ class Pool:
         for worker in self._workers:
             self._feed(worker)
         while self._fresh_queue and self._num_single < self._num_workers:
-            self._num_single += 1
-            self._spawn(self._grade_alone(self._fresh_queue.popleft()))
+            task = self._fresh_queue.popleft()
+            if not task.batch.is_abandoned:
+                self._num_single += 1
+                self._spawn(self._grade_alone(task))
 
     def _feed(self, worker: WorkerHandle) -> None:
         """Tops a worker up when it runs low: chunks shrink with the queue, so that the last items are spread."""

@@ -100,12 +100,12 @@ async def test_a_fresh_item_gets_a_worker_of_its_own() -> None:
 
 async def test_a_caller_that_goes_away_leaves_no_work_behind() -> None:
     async with running_pool() as pool:
-        abandoned = asyncio.create_task(pool.grade([score_item(str(i), ENDLESS, "1") for i in range(50)], 0.5))
+        abandoned = asyncio.create_task(pool.grade([score_item(str(i), ENDLESS, "1") for i in range(50)], DEADLINE_S))
         await asyncio.sleep(0.2)
         abandoned.cancel()
-        (result,) = await asyncio.wait_for(pool.grade([score_item("a", "#9", "9", EXACT)], 10.0), 20.0)
+        (result,) = await asyncio.wait_for(pool.grade([score_item("a", "#9", "9", EXACT)], 10.0), DEADLINE_S / 2)
         assert result.components[0].raw == 1.0
-        assert pool.counters.num_killed <= 4
+        assert pool.counters.num_killed == 1
 
 
 async def test_a_full_queue_is_refused_with_a_delay() -> None:

@@ -51,7 +51,7 @@ async def client_of(servicer: Refusing) -> AsyncIterator[Client[reward_pb2_grpc.
         await server.stop(0.1)
 
 
-async def test_the_delay_travels_as_retry_info() -> None:
+async def test_the_delay_travels_as_retry_info(caplog: pytest.LogCaptureFixture) -> None:
     async with client_of(Refusing(1, is_stranger=False)) as client:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await client.stub.GetStatus(REQUEST, timeout=10.0)
@@ -61,6 +61,7 @@ async def test_the_delay_travels_as_retry_info() -> None:
         assert any(detail.Unpack(retry) for detail in status.details)
         assert retry.retry_delay.ToMilliseconds() == DELAY_S * 1e3
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert not caplog.records  # a refusal is no surprise to the service
 
 
 @pytest.mark.parametrize("is_stranger", [False, True])
