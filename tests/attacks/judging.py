@@ -12,13 +12,16 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+from crescendo.reward_service.judge.bundle import bundled
 from crescendo.reward_service.judge.functional import Budget
 from crescendo.reward_service.judge.steps import Rules
 from crescendo.reward_service.sandbox.protocol import MIB, Outcome, Posture, Program, Sandbox
 
 CASES = Path(__file__).parent / "judge_cases"
 NUM_CALLS = 3
-RULES = Rules(Budget(case_s=0.5, total_s=1.5, memory_bytes=256 * MIB))
+# Long enough for a busy machine; a case that is expected to spend its time gets less of it.
+RULES = Rules(Budget(case_s=5.0, total_s=20.0, memory_bytes=256 * MIB))
+SHORT_RULES = Rules(Budget(case_s=0.3, total_s=0.6, memory_bytes=256 * MIB))
 HONEST = """class Solution:
     def solve(self, n):
         return sorted(n)
@@ -30,12 +33,18 @@ if __name__ == "__main__":
 
 @dataclass(frozen=True)
 class JudgeCase:
-    """One attack. program: the candidate; verdicts: all that a judge may give it."""
+    """One attack. program: the candidate; verdicts: all it may be given; short: it uses up whatever time it gets."""
 
     name: str
     title: str
     program: str
     verdicts: tuple[str, ...]
+    short: bool
+
+    @property
+    def rules(self) -> Rules:
+        """With the time that the case deserves."""
+        return SHORT_RULES if self.short else RULES
 
 
 @functools.cache
@@ -46,7 +55,8 @@ def judge_cases() -> tuple[JudgeCase, ...]:
 
 def _case(path: Path) -> JudgeCase:
     data = tomllib.loads(path.read_text())
-    return JudgeCase(path.stem, data["title"], data["program"], tuple(data.get("verdicts", ["wrong"])))
+    verdicts = tuple(data.get("verdicts", ["wrong"]))
+    return JudgeCase(path.stem, data["title"], data["program"], verdicts, verdicts == ("timeout",) or "short" in data)
 
 
 @dataclass(frozen=True)
@@ -84,12 +94,11 @@ def honest_tests() -> list[str]:
 
 
 class Watched:
-    """A sandbox that notes the programs which hold the candidate."""
+    """A sandbox that notes everything but the programs of checks, which know the tokens and never hold a candidate."""
 
-    def __init__(self, inner: Sandbox, candidate: str) -> None:
+    def __init__(self, inner: Sandbox) -> None:
         self.seen: list[bytes] = []
         self._inner = inner
-        self._candidate = candidate.encode()
 
     @property
     def posture(self) -> Posture:
@@ -98,9 +107,9 @@ class Watched:
 
     async def run(self, program: Program, deadline_s: float) -> Outcome:
         """Runs it; everything the candidate could read is kept."""
-        parts = [*program.files.values(), program.stdin, *(text.encode() for text in program.arguments)]
-        parts += [f"{name}={value}".encode() for name, value in program.environment.items()]
-        if any(self._candidate in part for part in parts):
+        if program.files["main.py"] != bundled("check_driver"):
+            parts = [*program.files.values(), program.stdin, *(text.encode() for text in program.arguments)]
+            parts += [f"{name}={value}".encode() for name, value in program.environment.items()]
             self.seen.append(b"\n".join(parts))
         return await self._inner.run(program, deadline_s)
 
