@@ -43,7 +43,7 @@ def chaos(options: argparse.Namespace) -> int:
     campaign = Campaign(
         command, runs, config.run.name, options.seed, options.faults,
         say=lambda text: print(text, file=sys.stderr, flush=True), run_limit_s=options.run_limit_s,
-        spared=options.spare,
+        within_s=options.within_s, spared=options.spare,
     )  # fmt: skip
     begun = time.monotonic()
     records = asyncio.run(campaign.run())

@@ -259,6 +259,9 @@ def _add_chaos(commands: Commands) -> None:
         "archiver, command. May be repeated",
     )  # fmt: skip
     chaos.add_argument(
+        "--within", metavar="S", dest="within_s", type=float, default=8.0, help="longest wait from recovery to fault"
+    )
+    chaos.add_argument(
         "--run-limit", metavar="S", dest="run_limit_s", type=float, default=1800.0, help="longest time of one run"
     )
     chaos.add_argument(

@@ -55,7 +55,11 @@ class RunRecord:
 
 @dataclass
 class Campaign:
-    """faults by a seed over as many runs as it takes. spared: kinds of processes that are left alone."""
+    """Faults by a seed over as many runs as it takes.
+
+    within_s: longest wait from a recovery to the next fault; run_limit_s: longest time of one run; spared: kinds of
+    processes that are left alone.
+    """
 
     command: Command
     runs: Path
@@ -63,12 +67,13 @@ class Campaign:
     seed: int
     num_faults: int
     say: Callable[[str], None]
+    within_s: float = 8.0
     run_limit_s: float = 1800.0
     spared: Sequence[str] = ()
 
     async def run(self) -> list[RunRecord]:
         """The records of its runs, audited."""
-        faults = plan(self.seed, self.num_faults)
+        faults = plan(self.seed, self.num_faults, self.within_s)
         records: list[RunRecord] = []
         pending: Fault | None = next(faults, None)
         while pending is not None:

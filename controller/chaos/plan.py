@@ -14,7 +14,6 @@ KILL, STOP, PAUSE, DISCONNECT = "kill", "stop", "pause", "disconnect"
 KINDS = {KILL: 0.55, STOP: 0.15, PAUSE: 0.15, DISCONNECT: 0.15}
 
 OVERLAPS = 0.25  # share of faults that do not wait until the run has recovered from the one before
-LONGEST_WAIT_S = 8.0
 PAUSE_S = (0.5, 4.0)
 CONNECTIONS = "connections"  # the victim of a disconnect: everybody's connections to the buffer
 
@@ -45,14 +44,14 @@ class Fault:
         return members[int((place % 1.0) * len(members))]
 
 
-def plan(seed: int, num_faults: int) -> Iterator[Fault]:
-    """The faults of a campaign, in order."""
+def plan(seed: int, num_faults: int, within_s: float = 8.0) -> Iterator[Fault]:
+    """The faults of a campaign, in order; within_s: the longest wait before one."""
     draws = random.Random(seed)
     for number in range(num_faults):
         yield Fault(
             number=number,
             kind=draws.choices(list(KINDS), list(KINDS.values()))[0],
-            wait_s=draws.uniform(0.0, LONGEST_WAIT_S),
+            wait_s=draws.uniform(0.0, within_s),
             overlaps=draws.random() < OVERLAPS,
             draw=draws.random(),
             seconds=draws.uniform(*PAUSE_S),

@@ -14,17 +14,22 @@ from pathlib import Path
 import pytest
 
 from crescendo.buffer import EmbeddedServer, connect
+from crescendo.common import failpoints
 from crescendo.common.config import load_resolved
+from crescendo.common.errors import TEMPORARY
+from crescendo.common.runfolder import RunFolder
 from crescendo.common.types import TrajectoryId
 from crescendo.common.weights import stale_shm_files
 from crescendo.controller.chaos import audit, gather
 from crescendo.controller.chaos.audit import batches_on, line_of, surviving_branch
 from crescendo.controller.loop import commits
 from tests.integration.light_run import LightRun
+from tests.integration.run_process import RunProcess
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 REPOSITORY = Path(__file__).parents[2]
+FLUSH_TOKENS = 16
 
 # Where a life ends: point:count. Some points lie in a resumption only and need a death before.
 LIVES: list[tuple[str, ...]] = [
@@ -128,3 +133,27 @@ def test_every_crash_point_is_drawn_and_tested() -> None:
     tested = {death.split(":")[0] for deaths in LIVES for death in deaths}
     assert named - drawn == set()
     assert named - tested == set()
+
+
+@pytest.mark.timeout(400)
+def test_real_engines_and_a_real_trainer_die_in_the_middle_and_a_killed_engine_costs_one_flush_interval(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deaths = ("engine.stepped:60", "trainer.stepped:3", "trainer.saving:3", "engine.loaded:2", "commit.renamed:4")
+    markers = {death.partition(":")[0]: tmp_path / death for death in deaths}
+    entries = [f"{death}:{marker}" for death, marker in zip(deaths, markers.values(), strict=True)]
+    monkeypatch.setenv(failpoints.VARIABLE, ",".join(entries))
+    run = RunProcess.start(tmp_path, "real", f"rollout.flush_tokens={FLUSH_TOKENS}")
+    code = run.wait(300)
+    while code != 0 and not (run.folder / "summary.json").exists():
+        assert code == TEMPORARY or markers["commit.renamed"].exists(), run.text
+        run = RunProcess.resume(run.folder)
+        code = run.wait(300)
+    assert [death for death, marker in markers.items() if not marker.exists()] == []
+    assert audit(asyncio.run(gather(RunFolder(run.folder)))) == []
+
+    facts = json.loads(markers["engine.stepped"].read_text())
+    unflushed = {name: count for name, count in facts.items() if name != "pid"}
+    print(json.dumps({"flush_tokens": FLUSH_TOKENS, "in_flight": len(unflushed), "most": max(unflushed.values())}))
+    assert len(unflushed) > 1
+    assert 0 < max(unflushed.values()) <= FLUSH_TOKENS
