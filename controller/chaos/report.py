@@ -1,6 +1,5 @@
 """What a campaign says: a Markdown table by fault and victim, and one JSON object."""
 
-import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -35,9 +34,8 @@ def table(records: Iterable[RunRecord]) -> str:
 
 def _row(fault: str, victim: str, hits: Sequence[Hit]) -> str:
     seconds = [hit.seconds for hit in hits if hit.recovered_at]
-    middle = f"{statistics.median(seconds):.1f}" if seconds else "-"
-    tokens = sum(hit.unflushed for hit in hits)
-    return f"| {fault} | {victim} | {len(hits)} | {middle} | {percentile(seconds, 0.95):.1f} | {tokens} |"
+    middle, late = (f"{percentile(seconds, share):.1f}" if seconds else "-" for share in (0.5, 0.95))
+    return f"| {fault} | {victim} | {len(hits)} | {middle} | {late} | {sum(hit.unflushed for hit in hits)} |"
 
 
 def verdict(records: Sequence[RunRecord], num_faults: int, seconds: float) -> dict[str, Any]:

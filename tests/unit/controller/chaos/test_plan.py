@@ -40,8 +40,8 @@ def test_a_table_has_a_row_a_fault_and_victim_and_is_put_between_its_marks(tmp_p
         RunRecord("a", [hit("kill", "engine", 4.0, 30), hit("kill", "engine", 8.0, 10), hit("stop", "gcs", 0.0)])
     ]
     text = table(records)
-    assert "| kill | engine | 2 | 6.0 | 8.0 | 40 |" in text
-    assert "| stop | gcs | 1 | - | 0.0 | 0 |" in text
+    assert "| kill | engine | 2 | 4.0 | 8.0 | 40 |" in text
+    assert "| stop | gcs | 1 | - | - | 0 |" in text
     document = tmp_path / "d.md"
     document.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     write_table(document, "crescendo chaos x", text)
