@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from crescendo.buffer.archive.service import start as start_archiver
 from crescendo.common.config.schema import PlacementConfig
 from crescendo.common.service import RunningService, ServiceSpec
 from crescendo.controller import app
@@ -28,7 +29,13 @@ async def start_engine(spec: ServiceSpec) -> RunningService:
     return await start_rollout(replace(spec, options=options))
 
 
-STARTERS = {"trainer": start_trainer, "rollout": start_engine, "reward": start_reward, "executor": start_executor}
+STARTERS = {
+    "trainer": start_trainer,
+    "rollout": start_engine,
+    "reward": start_reward,
+    "executor": start_executor,
+    "archiver": start_archiver,
+}
 
 
 class OneProcess:
