@@ -71,7 +71,7 @@ async def _run_session(session: Session) -> int:
     config, folder, board, control = session.config, session.folder, session.board, session.control
     try:
         await session.execute()
-        if not control.stop_requested:
+        if not control.stop_requested and session.lock.held:
             await asyncio.to_thread(write_report, config, folder, session.state, list(board.rows))
     except Exception as error:
         failure = error if isinstance(error, CrescendoError) else InternalError(f"{type(error).__name__}: {error}")

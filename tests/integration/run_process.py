@@ -102,6 +102,11 @@ class RunProcess:
         ]
         return int(found[-1])
 
+    def descendant(self, name: str) -> int:
+        """Process id of the one descendant of this name."""
+        found = [one for one in psutil.Process(self.process.pid).children(recursive=True) if one.name() == name]
+        return int(found[-1].pid)
+
     def controller_pid(self) -> int:
         """Process id of the living controller."""
         return int(json.loads((self.folder / "control" / "controller.json").read_text())["pid"])
