@@ -2,7 +2,7 @@
 
 kopf watches; everything else is ours: events of RLJobs and of their children make a job due, the queue reconciles it,
 and a resync adds every job every `resync_s`. No finalizers and no annotations: owner references clean up, and the
-status says all. Options come from the environment (options.py); health is at :8080/healthz.
+status says all. Options come from the environment (options.py); health is at /healthz.
 """
 
 import asyncio
@@ -26,8 +26,6 @@ from crescendo.controller.operator.reconcile import Reconciler
 from crescendo.controller.operator.resource import JOB_LABEL, KIND
 
 log = logging.getLogger(__name__)
-
-LIVENESS = "http://0.0.0.0:8080/healthz"
 
 
 def watched(queue: WorkQueue) -> kopf.OperatorRegistry:
@@ -87,7 +85,7 @@ async def operate(options: Options) -> None:
             registry=watched(queue),
             namespaces=list(options.watch_namespaces),
             clusterwide=not options.watch_namespaces,
-            liveness_endpoint=LIVENESS,
+            liveness_endpoint=f"http://0.0.0.0:{options.health_port}/healthz" if options.health_port else None,
         )
         tasks.append(asyncio.create_task(watching))
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

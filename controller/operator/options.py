@@ -15,7 +15,7 @@ class Options:
     """namespace: the operator's own; watch_namespaces: empty watches all; *_address: host:port of the chart's services;
     kuberay_namespace: where KubeRay's operator runs; shared_buffer_url: rediss:// of the chart's server, if it has one;
     ray_version: Ray of the images; trust_days: how long a leaf certificate is valid; certificate_issuer: a cert-manager
-    ClusterIssuer, empty for the operator's own authority."""
+    ClusterIssuer, empty for the operator's own authority; health_port: of /healthz, 0 for none."""
 
     namespace: str = "crescendo-system"
     watch_namespaces: tuple[str, ...] = ()
@@ -27,6 +27,7 @@ class Options:
     trust_days: int = 7
     certificate_issuer: str = ""
     resync_s: float = 30.0
+    health_port: int = 8080
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Options":
@@ -50,6 +51,6 @@ def _parse(variable: str, text: str, default: object) -> object:
         value = int(text) if isinstance(default, int) else float(text)
     except ValueError:
         raise ConfigError(f"{variable} is {text!r}; it must be a number.", field=variable, fix="Correct it.") from None
-    if value <= 0:
-        raise ConfigError(f"{variable} is {text}; it must be above 0.", field=variable, fix="Raise it.")
+    if value < 0:
+        raise ConfigError(f"{variable} is {text}; it must not be negative.", field=variable, fix="Raise it.")
     return value

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from crescendo.controller.operator.crd import GROUP
 from crescendo.controller.operator.resource import COMPONENT_LABEL, JOB_LABEL, Job, Manifest
 
 RUN_FOLDER_MOUNT: Final = "/var/lib/crescendo"
@@ -111,7 +112,17 @@ def claim_name(job: Job) -> str:
 def _scheduling(job: Job, devices: int) -> Manifest:
     placement = job.placement
     names = ("nodeSelector", "tolerations") + (("runtimeClassName",) if devices else ())
-    return {name: placement[name] for name in names if placement.get(name)}
+    found: Manifest = {name: placement[name] for name in names if placement.get(name)}
+    if (job.spec.get("storage") or {}).get("accessMode", "ReadWriteOnce") == "ReadWriteOnce":
+        found["affinity"] = {"podAffinity": _beside_the_head(job)}
+    return found
+
+
+def _beside_the_head(job: Job) -> Manifest:
+    """A volume that one node mounts is shared by pods of that node only."""
+    selector = {"matchLabels": {key: value for key, value in labels(job, "head").items() if key.startswith(GROUP)}}
+    term = {"labelSelector": selector, "topologyKey": "kubernetes.io/hostname"}
+    return {"requiredDuringSchedulingIgnoredDuringExecution": [term]}
 
 
 def patched(template: Manifest, job: Job, component: str) -> Manifest:

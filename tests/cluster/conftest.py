@@ -1,0 +1,68 @@
+"""One control plane for all cluster tests. Skips where Kubernetes cannot be built; fails there in CI."""
+
+import os
+import shutil
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.kube.build import build
+from tests.cluster.kube.control_plane import ControlPlane
+
+ROOT = Path(__file__).parents[2]
+CRD = ROOT / "helm/crescendo/files/rljob-crd.yaml"
+
+
+def cannot(reason: str) -> None:
+    """Skips with the reason, or fails in CI."""
+    if os.environ.get("CI"):
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    if shutil.which("go") is None:
+        cannot("Go is not installed: Kubernetes is built from the Go module proxy")
+    try:
+        build()
+    except (RuntimeError, subprocess.SubprocessError) as error:
+        cannot(f"Kubernetes could not be built: {error}")
+    found = ControlPlane(tmp_path_factory.mktemp("cluster"))
+    try:
+        found.start()
+        found.start_kuberay()
+        found.start_fake_nodes(8)
+        found.kubectl("apply", "--server-side", "-f", str(CRD))
+        found.wait_for_definitions("rljobs.rl.crescendo.dev")
+        found.kubectl("create", "namespace", "crescendo-system")
+        yield found
+    finally:
+        found.stop()
+
+
+@pytest.fixture
+def namespace(control_plane: ControlPlane) -> Iterator[str]:
+    name = f"team-{uuid.uuid4().hex[:8]}"
+    control_plane.kubectl("create", "namespace", name)
+    control_plane.kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
+    yield name
+    control_plane.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture
+def eventually() -> Callable[..., None]:
+    """Waits until a condition holds, within a deadline."""
+
+    def wait(what: str, holds: Callable[[], bool], limit_s: float = 60.0) -> None:
+        deadline = time.monotonic() + limit_s
+        while not holds():
+            if time.monotonic() > deadline:
+                pytest.fail(f"{what} did not happen within {limit_s:.0f} s", pytrace=False)
+            time.sleep(0.2)
+
+    return wait

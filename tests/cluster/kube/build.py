@@ -1,0 +1,129 @@
+"""Builds Kubernetes, etcd, kwok and KubeRay from the Go module proxy: `python -m tests.cluster.kube.build [node]`.
+
+Versions are pinned in tools/go.mod and tools/kuberay/go.mod. Binaries go to a cache outside the repository, in a
+folder named by the pins, so that they are built once a machine. About ten minutes on two cores when nothing is cached.
+"""
+
+import argparse
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
+TOOLS: Final = Path(__file__).parent / "tools"
+KUBERNETES: Final = "v1.36.4"
+CONTROL_PLANE: Final = (
+    "k8s.io/kubernetes/cmd/kube-apiserver",
+    "k8s.io/kubernetes/cmd/kube-controller-manager",
+    "k8s.io/kubernetes/cmd/kube-scheduler",
+    "k8s.io/kubernetes/cmd/kubectl",
+    "go.etcd.io/etcd/server/v3",
+    "sigs.k8s.io/kwok/cmd/kwok",
+)
+NODE: Final = (
+    "k8s.io/kubernetes/cmd/kubelet",
+    "k8s.io/kubernetes/cmd/kube-proxy",
+    "github.com/containerd/containerd/v2/cmd/containerd",
+    "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2",
+    "github.com/containerd/containerd/v2/cmd/ctr",
+    "./dns",
+)
+RENAMED: Final = {"server": "etcd", "ray-operator": "kuberay-operator"}
+LIMIT_S: Final = 2400
+
+
+def cache() -> Path:
+    """Where built things are kept: a folder named by the pins."""
+    digest = hashlib.sha256()
+    for name in ("go.mod", "go.sum", "kuberay/go.mod", "kuberay/go.sum", "dns/main.go"):
+        digest.update((TOOLS / name).read_bytes())
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "crescendo-cluster" / digest.hexdigest()[:12]
+
+
+def binaries() -> Path:
+    """The folder of the built programs."""
+    return cache() / "bin"
+
+
+def missing(packages: tuple[str, ...]) -> list[str]:
+    """Packages whose programs are not built yet."""
+    return [package for package in packages if not (binaries() / _program(package)).exists()]
+
+
+def build(*, node: bool = False) -> None:
+    """Builds what is missing; raises subprocess.CalledProcessError or RuntimeError when Go is not there."""
+    if not missing(_wanted(node)):
+        return
+    if shutil.which("go") is None:
+        raise RuntimeError("Go is not installed; the cluster tests build Kubernetes with it (Go 1.24 or newer).")
+    binaries().mkdir(parents=True, exist_ok=True)
+    for package in missing(tuple(name for name in _wanted(node) if "kuberay" not in name)):
+        _go_build(package, TOOLS)
+    for package in missing(tuple(name for name in _wanted(node) if "kuberay" in name)):
+        _go_build(package, TOOLS / "kuberay")
+
+
+def module_folder(module: str, *, within: str = "") -> Path:
+    """Where the sources of a pinned module lie."""
+    ran = subprocess.run(
+        ["go", "list", "-m", "-f", "{{.Dir}}", module],
+        cwd=TOOLS / within, env=_environment(), capture_output=True, text=True, timeout=300, check=True,
+    )  # fmt: skip
+    return Path(ran.stdout.strip())
+
+
+def _wanted(node: bool) -> tuple[str, ...]:
+    return (*CONTROL_PLANE, *(NODE if node else ()), "github.com/ray-project/kuberay/ray-operator")
+
+
+def _program(package: str) -> str:
+    name = package.removesuffix("/v3").rsplit("/", 1)[-1]
+    return RENAMED.get(name, name)
+
+
+def _go_build(package: str, folder: Path) -> None:
+    begun = time.monotonic()
+    version = "k8s.io/component-base/version.gitVersion"
+    client = "k8s.io/client-go/pkg/version.gitVersion"
+    flags = f"-s -w -X {version}={KUBERNETES} -X {client}={KUBERNETES}"
+    target = binaries() / _program(package)
+    command = [
+        "go",
+        "build",
+        "-tags",
+        "no_btrfs,no_devmapper,no_zfs",
+        "-ldflags",
+        flags,
+        "-o",
+        f"{target}.new",
+        package,
+    ]
+    subprocess.run(command, cwd=folder, env=_environment(), timeout=LIMIT_S, check=True)
+    os.replace(f"{target}.new", target)
+    print(f"[build] {target.name} {time.monotonic() - begun:.0f} s", flush=True)
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -trimpath -buildvcs=false"}
+
+
+def main() -> int:
+    """Builds and says how long each part took."""
+    parser = argparse.ArgumentParser(description="Build the programs of the cluster tests.")
+    parser.add_argument("what", nargs="?", choices=("control-plane", "node"), default="control-plane")
+    try:
+        build(node=parser.parse_args().what == "node")
+    except (RuntimeError, subprocess.SubprocessError) as error:
+        print(f"build: {error}", file=sys.stderr)
+        return 1
+    print(binaries())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

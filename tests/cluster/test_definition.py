@@ -1,0 +1,147 @@
+"""The RLJob definition on a real API server: what it fills in, refuses and explains."""
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.cluster.jobs import JobView, quickstart, refusal
+from tests.cluster.kube.control_plane import ControlPlane, KubectlError
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def test_a_recipe_is_taken_and_defaults_are_filled_in(control_plane: ControlPlane, namespace: str) -> None:
+    control_plane.apply(quickstart("math", namespace))
+    spec = JobView(control_plane, "math", namespace).body()["spec"]
+    assert spec["placement"] == {
+        "mode": "Colocated",
+        "nodes": 1,
+        "devicesPerNode": 0,
+        "deviceResource": "nvidia.com/gpu",
+    }
+    assert spec["backoffLimit"] == 3
+    assert spec["run"]["rollout"]["leaseS"] == 60.0
+
+
+def stages(job: dict[str, Any]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = job["spec"]["run"]["steps"][1]["rl"]["stages"]
+    return found
+
+
+def shrink(job: dict[str, Any]) -> None:
+    stages(job)[1]["maxResponseTokens"] = 8
+    stages(job)[1]["tokenBudget"] = 8
+
+
+def one_sample(job: dict[str, Any]) -> None:
+    stages(job)[0]["samplesPerPrompt"] = 1
+
+
+def uneven(job: dict[str, Any]) -> None:
+    job["spec"]["placement"] = {"nodes": 1, "devicesPerNode": 3}
+    job["spec"]["run"]["trainer"] = {"tensorParallel": 2}
+
+
+def no_rollout_nodes(job: dict[str, Any]) -> None:
+    job["spec"]["placement"] = {"mode": "Disaggregated"}
+
+
+def sidecar(job: dict[str, Any]) -> None:
+    job["spec"]["placement"] = {"mode": "Sidecar"}
+
+
+def two_nodes(job: dict[str, Any]) -> None:
+    job["spec"]["placement"] = {"nodes": 2}
+
+
+def bad_uri(job: dict[str, Any]) -> None:
+    job["spec"]["model"] = {"uri": "ftp://models/qwen"}
+
+
+def no_run(job: dict[str, Any]) -> None:
+    del job["spec"]["run"]
+
+
+def unknown_gate(job: dict[str, Any]) -> None:
+    stages(job)[0]["gate"] = {"name": "luck"}
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (shrink, "contexts only grow"),
+        (one_sample, "samplesPerPrompt must be at least 2"),
+        (uneven, "must divide nodes x devicesPerNode"),
+        (no_rollout_nodes, "rolloutNodes is set exactly when mode is Disaggregated"),
+        (sidecar, "Sidecar is reserved"),
+        (two_nodes, "several nodes need accessMode ReadWriteMany"),
+        (bad_uri, "spec.model.uri"),
+        (no_run, "spec.run: Required value"),
+        (unknown_gate, "gate.name: Unsupported value"),
+    ],
+)
+def test_what_cannot_run_is_refused_with_its_reason(
+    control_plane: ControlPlane, namespace: str, break_it: Any, message: str
+) -> None:
+    job = quickstart("math", namespace)
+    break_it(job)
+    assert message in refusal(control_plane, job)
+
+
+def test_a_typo_is_refused(control_plane: ControlPlane, namespace: str) -> None:
+    job = quickstart("math", namespace)
+    stages(job)[0]["maxResponseTokenz"] = 8
+    text = json.dumps(job)
+    with pytest.raises(KubectlError, match=r"unknown field.*maxResponseTokenz"):
+        control_plane.kubectl("create", "--dry-run=server", "--validate=strict", "-f", "-", stdin=text)
+
+
+def test_a_name_too_long_for_its_children_is_refused(control_plane: ControlPlane, namespace: str) -> None:
+    assert "at most 40 characters" in refusal(control_plane, quickstart("a" * 41, namespace))
+    assert refusal(control_plane, quickstart("a" * 40, namespace)) == ""
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"image": "other"}, {"run": {"run": {"seed": 7}}}, {"placement": {"nodes": 2}}, {"storage": {"size": "1Gi"}}],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_a_run_is_made_of_is_fixed(control_plane: ControlPlane, namespace: str, change: dict[str, Any]) -> None:
+    control_plane.apply(quickstart("math", namespace))
+    with pytest.raises(KubectlError, match="are fixed: create a new RLJob"):
+        JobView(control_plane, "math", namespace).patch(**change)
+
+
+def test_what_steers_it_may_change(control_plane: ControlPlane, namespace: str) -> None:
+    control_plane.apply(quickstart("math", namespace))
+    job = JobView(control_plane, "math", namespace)
+    job.patch(suspend=True, promoteTo="long", ttlSecondsAfterFinished=60, activeDeadlineSeconds=100)
+    assert job.body()["spec"]["promoteTo"] == "long"
+
+
+def test_explain_teaches(control_plane: ControlPlane) -> None:
+    text = control_plane.kubectl("explain", "rljob.spec.run.steps.rl.stages")
+    assert "maxResponseTokens" in text
+    assert "Limit on a whole response. Unit: tokens." in " ".join(text.split())
+
+
+def test_the_columns_are_there(control_plane: ControlPlane, namespace: str) -> None:
+    control_plane.apply(quickstart("math", namespace))
+    plain = control_plane.kubectl("get", "rljob", "-n", namespace).splitlines()[0].split()
+    assert plain == ["NAME", "PHASE", "STAGE", "ITER", "REWARD", "LENGTH", "GPUS", "READY", "RESTARTS", "AGE"]
+    wide = control_plane.kubectl("get", "rljob", "-n", namespace, "-o", "wide").splitlines()[0].split()
+    assert wide[-6:] == ["MODE", "QUEUE", "CLUSTER", "CHECKPOINT", "ETA", "REASON"]
+
+
+def test_the_definition_can_be_applied_again_over_stored_jobs(control_plane: ControlPlane, namespace: str) -> None:
+    control_plane.apply(quickstart("math", namespace))
+    before = JobView(control_plane, "math", namespace).body()["spec"]
+    crd = control_plane.get("crd", "rljobs.rl.crescendo.dev")
+    properties = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
+    properties["note"] = {"type": "string", "maxLength": 10}
+    for name in ("managedFields", "resourceVersion", "uid", "generation", "creationTimestamp"):
+        crd["metadata"].pop(name, None)
+    crd.pop("status")
+    control_plane.apply(crd)
+    assert JobView(control_plane, "math", namespace).body()["spec"] == before
