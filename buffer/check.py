@@ -4,16 +4,18 @@
 keys of its own under `{crescendo:check-...}:`, and changes no setting.
 """
 
+import hashlib
 import secrets
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from redis import exceptions as redis_errors
 from redis.asyncio import Redis
 
 from crescendo.buffer import failures
-from crescendo.buffer.client import Client
-from crescendo.buffer.connections import make_redis
+from crescendo.buffer.client import connect_node
 from crescendo.buffer.keys import Keys
+from crescendo.buffer.permissions import script_commands
 from crescendo.common.errors import BufferStateError, CrescendoError, EnvironmentProblem
 
 OLDEST = (7, 2)
@@ -22,9 +24,9 @@ OLDEST = (7, 2)
 
 async def check_server(url: str, *, patience_s: float = 3.0) -> None:
     """Raises the first problem of the server at url: WorkerLostError, EnvironmentProblem or BufferStateError."""
-    redis = make_redis(url)
     keys = Keys(f"check-{secrets.token_hex(8)}")
-    client = Client(redis, keys, patience_s=patience_s)
+    client = await connect_node(url, keys, patience_s=patience_s)
+    redis = client.redis
     try:
         info: dict[str, Any] = await client.retrying(lambda: redis.info("everything"))
         for problem in problems(info):
@@ -84,24 +86,42 @@ def problems(info: dict[str, Any]) -> list[CrescendoError]:
     return found
 
 
+_MISSING = """#!lua flags=allow-oom
+-- Names of commands (ARGV) that the caller may not run on KEYS[1].
+local missing = {}
+for _, command in ipairs(ARGV) do
+  if not redis.acl_check_cmd(command, KEYS[1], KEYS[1], KEYS[1]) then
+    missing[#missing + 1] = command
+  end
+end
+redis.call('RPUSH', KEYS[1], 'x')
+return missing
+"""
+
+
 async def _try_commands(redis: "Redis", keys: Keys) -> None:
-    """Runs one command of each kind that the buffer uses; typed errors name what is not permitted."""
-    script = "#!lua flags=allow-oom\nredis.call('RPUSH', KEYS[1], cmsgpack.pack({ARGV[1]})) return 1"
+    """Runs what clients run, and asks for what scripts run; typed errors name what is not permitted."""
     probe = keys.prefix + "probe"
+    execute: Callable[..., Awaitable[Any]] = redis.execute_command
+    sha = hashlib.sha1(_MISSING.encode(), usedforsecurity=False).hexdigest()
     try:
-        async with redis.pipeline(transaction=False) as pipeline:
-            for command in (
-                ("EVAL", script, 1, probe, "x"),
-                ("SCRIPT LOAD", script),
-                ("BLPOP", probe, 1),
-                ("SET", probe, "x"),
-                ("HGETALL", keys.counts),
-                ("LRANGE", keys.prefix + "none", 0, -1),
-                ("ZRANGE", keys.groups("open"), 0, -1),
-                ("WAITAOF", 1, 0, 2000),
-                ("DEL", probe),
-            ):
-                pipeline.execute_command(*command)
-            await pipeline.execute()
+        for command in (
+            ("SCRIPT LOAD", _MISSING),
+            ("EVALSHA", sha, 1, probe, *script_commands()),
+            ("BLPOP", probe, 1),
+            ("SET", probe, "x"),
+            ("GET", probe),
+            ("ZRANGE", keys.groups("open"), 0, -1),
+            ("DEL", probe),
+        ):
+            answer = await execute(*command)
+            if command[0] == "EVALSHA" and answer:
+                names = ", ".join(name.decode() for name in answer)
+                raise redis_errors.NoPermissionError(f"it may not run {names} in a script")
+        async with redis.client() as connection:
+            on_one: Callable[..., Awaitable[Any]] = connection.execute_command
+            await on_one("SET", probe, "x")
+            await on_one("WAITAOF", 1, 0, 2000)
+            await on_one("DEL", probe)
     except redis_errors.ResponseError as error:
         raise failures.typed(error) from error

@@ -9,16 +9,17 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 from redis import exceptions as redis_errors
 from redis.asyncio import Redis
 
 from crescendo.buffer import failures
-from crescendo.buffer.connections import CALL_S, make_redis
+from crescendo.buffer.connections import CALL_S, make_redis, redirected
 from crescendo.buffer.keys import SCHEMA_VERSION, Keys
 from crescendo.buffer.scripts import script
-from crescendo.common.errors import BufferStateError, DeadlineError
+from crescendo.common.errors import BufferStateError, DeadlineError, WorkerLostError
 from crescendo.proto.v1 import common_pb2
 
 PATIENCE_S = 20.0
@@ -26,6 +27,7 @@ PATIENCE_S = 20.0
 
 _WAIT_SLICE_S = 10.0  # below CALL_S, so that a blocked wait is never mistaken for a lost connection
 _READS_PER_CALL = 256
+_MAX_REDIRECTS = 4
 
 T = TypeVar("T")
 Argument = str | int | float | bytes
@@ -36,11 +38,11 @@ Read = tuple[Literal["HGETALL", "GET"], str] | tuple[Literal["HGET"], str, str]
 class Client:
     """Runs scripts and reads for the run that `keys` names."""
 
-    def __init__(self, redis: "Redis", keys: Keys, *, patience_s: float = PATIENCE_S, aof: bool = False) -> None:
+    def __init__(self, redis: "Redis", keys: Keys, *, patience_s: float = PATIENCE_S) -> None:
         self.redis = redis
         self.keys = keys
         self._patience_s = patience_s
-        self._aof = aof
+        self._aof = False
 
     async def run(self, name: str, fence: common_pb2.Fence | None, *arguments: Argument, durable: bool = False) -> Any:
         """Runs a script under a fence; `durable` waits until its writes are on the server's disk."""
@@ -134,6 +136,23 @@ class Client:
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
             pause_s = min(2 * pause_s, 1.0)
 
+    async def open(self) -> None:
+        """Checks the schema version, and sets it for a new run."""
+        persistence: dict[str, Any] = await self.retrying(lambda: self.redis.info("persistence"))
+        self._aof = int(persistence.get("aof_enabled", 0)) == 1
+        # Read first: a run goes on while the server is too full for the smallest write.
+        found = await self.retrying(lambda: self.redis.get(self.keys.schema))
+        if found is None:
+            await self.retrying(lambda: self.redis.set(self.keys.schema, SCHEMA_VERSION, nx=True))
+            found = await self.retrying(lambda: self.redis.get(self.keys.schema))
+        if found != str(SCHEMA_VERSION).encode():
+            raise BufferStateError(
+                f"the buffer of run {self.keys.run_id} has schema version {found!r}; this Crescendo reads version "
+                f"{SCHEMA_VERSION}.",
+                field="schema",
+                fix="Continue the run with the Crescendo version that started it, or start a new run.",
+            )
+
     async def close(self) -> None:
         """Ends the connections."""
         await self.redis.aclose()
@@ -173,27 +192,43 @@ def _fence_arguments(fence: common_pb2.Fence | None) -> tuple[int, int]:
     return (0, 0) if fence is None else (fence.epoch, fence.counter)
 
 
-async def open_client(url: str, run_id: str, *, patience_s: float = PATIENCE_S) -> Client:
-    """Connects, and checks that the server answers and holds this schema version.
+async def connect_node(url: str, keys: Keys, *, name: str = "", patience_s: float = PATIENCE_S) -> Client:
+    """A client of the server; on a cluster, of the node that has the run's hash slot. Checks nothing.
 
-    Raises RequestError for a bad URL, WorkerLostError when nothing answers, BufferStateError for another
-    schema version.
+    All keys of a run lie in one slot, so one node serves it; any node's first answer tells which.
+    Raises RequestError for a bad URL, WorkerLostError when nothing answers.
+    """
+    for _ in range(_MAX_REDIRECTS):
+        client = Client(make_redis(url, client_name=name), keys, patience_s=patience_s)
+        try:
+            await client.retrying(partial(client.redis.get, keys.schema))
+        except WorkerLostError as error:
+            await client.close()
+            if not isinstance(moved := error.__cause__, redis_errors.MovedError):
+                raise
+            url = redirected(url, moved.host, moved.port)
+        except BaseException:
+            await client.close()
+            raise
+        else:
+            return client
+    raise BufferStateError(
+        f"the buffer's cluster sends run {keys.run_id} from node to node.",
+        field="buffer.url",
+        fix="Check `CLUSTER SLOTS`.",
+    )
+
+
+async def open_client(url: str, run_id: str, *, patience_s: float = PATIENCE_S) -> Client:
+    """Connects a process of a run, and checks that the server holds this schema version.
+
+    Raises what `connect_node` raises, and BufferStateError for another schema version.
     """
     keys = Keys(run_id)
-    redis = make_redis(url)
-    client = Client(redis, keys, patience_s=patience_s)
+    client = await connect_node(url, keys, name=keys.client_name, patience_s=patience_s)
     try:
-        persistence: dict[str, Any] = await client.retrying(lambda: redis.info("persistence"))
-        await client.retrying(lambda: redis.set(keys.schema, SCHEMA_VERSION, nx=True))
-        found = await client.retrying(lambda: redis.get(keys.schema))
+        await client.open()
     except BaseException:
         await client.close()
         raise
-    if found != str(SCHEMA_VERSION).encode():
-        await client.close()
-        raise BufferStateError(
-            f"the buffer of run {run_id} has schema version {found!r}; this Crescendo reads version {SCHEMA_VERSION}.",
-            field="schema",
-            fix="Continue the run with the Crescendo version that started it, or start a new run.",
-        )
-    return Client(redis, keys, patience_s=patience_s, aof=int(persistence.get("aof_enabled", 0)) == 1)
+    return client

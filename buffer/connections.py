@@ -4,8 +4,11 @@ A flush is one command with thousands of arguments; packing them in Python costs
 asynchronous connections of redis-py have no such option, so their public `pack_command` is replaced.
 """
 
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import hiredis
 import redis.exceptions as redis_errors
@@ -14,7 +17,7 @@ from redis.asyncio.connection import AbstractConnection, Connection, SSLConnecti
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from crescendo.common.errors import RequestError
+from crescendo.common.errors import EnvironmentProblem, RequestError
 
 CALL_S = 30.0
 """Limit of one answer, in seconds."""
@@ -62,21 +65,79 @@ _FAST: dict[type[AbstractConnection], type[AbstractConnection]] = {
 }
 
 
-def make_redis(url: str) -> "Redis":
-    """A client that leaves retries to its caller; raises RequestError for a URL that isn't one."""
+def make_redis(url: str, *, client_name: str = "") -> "Redis":
+    """A client that leaves retries to its caller.
+
+    url: redis://, rediss:// (TLS) or unix://. Options follow as a query: `ssl_ca_certs`, `ssl_certfile`, `ssl_keyfile`
+    name PEM files; `password_file` names a file with the password, `password_env` an environment variable, so that
+    no secret stands in a run file. client_name: what the server's CLIENT LIST shows.
+    Raises RequestError for a URL that isn't one, EnvironmentProblem for a password or certificate that isn't there.
+    """
+    plain, password = _take_password(url)
     try:
         pool: ConnectionPool = ConnectionPool.from_url(
-            url,
+            plain,
             socket_timeout=CALL_S,
             socket_connect_timeout=CALL_S / 3,
             socket_read_size=_READ_BYTES,
             retry=Retry(NoBackoff(), 0),
+            client_name=client_name or None,
+            **({"password": password} if password is not None else {}),
         )
-    except ValueError as error:
+        pool.connection_class = _FAST[pool.connection_class]
+        make_connection: Callable[[], AbstractConnection] = pool.make_connection
+        make_connection()  # opens nothing, but refuses an option that there isn't
+    except (ValueError, TypeError) as error:
         raise RequestError(
             f"buffer URL is not valid: {error}.",
             field="buffer.url",
-            fix="Write redis://host:port/0, rediss://user:password@host:port/0 or unix:///path/to/socket.",
+            fix="Write redis://host:port/0, rediss://user@host:port/0?password_file=...&ssl_ca_certs=... or "
+            "unix:///path/to/socket.",
         ) from None
-    pool.connection_class = _FAST[pool.connection_class]
+    for option in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
+        file = pool.connection_kwargs.get(option)
+        if file and not Path(file).is_file():
+            raise EnvironmentProblem(
+                f"{option} {file} is not there.", field="buffer.url", fix="Mount it, or mend the URL."
+            )
     return Redis.from_pool(pool)
+
+
+def _take_password(url: str) -> tuple[str, str | None]:
+    """The URL without our own options, and the password that they name; None: the URL's own."""
+    parts = urlsplit(url)
+    options = parse_qsl(parts.query, keep_blank_values=True)
+    kept = [(name, value) for name, value in options if name not in ("password_file", "password_env")]
+    if len(kept) == len(options):
+        return url, None
+    wanted = dict(options)
+    plain = urlunsplit(parts._replace(query=urlencode(kept)))
+    if "password_file" in wanted:
+        try:
+            return plain, Path(wanted["password_file"]).read_text().rstrip("\n")
+        except OSError as error:
+            raise EnvironmentProblem(
+                f"the buffer's password can't be read: {error}.", field="buffer.url", fix="Mount the secret there."
+            ) from None
+    if (password := os.environ.get(wanted["password_env"])) is None:
+        raise EnvironmentProblem(
+            f"the buffer's password should be in the environment variable {wanted['password_env']}, which is not set.",
+            field="buffer.url",
+            fix="Set it for every process of the run, or use password_file.",
+        )
+    return plain, password
+
+
+def without_secrets(url: str) -> str:
+    """The URL as messages may show it."""
+    parts = urlsplit(url)
+    login, at, host = parts.netloc.rpartition("@")
+    user = login.partition(":")[0]
+    return urlunsplit(parts._replace(netloc=f"{user}{at}{host}", query=""))
+
+
+def redirected(url: str, host: str, port: int) -> str:
+    """The same URL at another node of a cluster."""
+    parts = urlsplit(url)
+    login, at, _ = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"{login}{at}{host}:{port}"))

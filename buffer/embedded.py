@@ -16,6 +16,7 @@ between fork and exec, and kills the server at exit.
 import hashlib
 import logging
 import os
+import re
 import shutil
 import socket
 import stat
@@ -28,15 +29,23 @@ from pathlib import Path
 from typing import Protocol
 
 from crescendo.buffer import trampoline
-from crescendo.common.errors import BufferStateError, EnvironmentProblem, WorkerLostError, WorkerStartError
+from crescendo.common.errors import (
+    BufferRefusedError,
+    BufferStateError,
+    EnvironmentProblem,
+    WorkerLostError,
+    WorkerStartError,
+)
 
 log = logging.getLogger(__name__)
 
 _MAX_SOCKET_PATH = 100  # bytes; the kernel's limit is 107
 _START_S = 60.0  # loading a large append-only file takes a while
 _LOCK_S = 30.0
+_AOF_FOLDER = "appendonlydir"
 _LOG_TAIL_LINES = 6
-_DAMAGED = ("reading the append only file", "AOF manifest", "loading the AOF", "AOF file")
+_DAMAGED = ("reading the append only file", "AOF manifest", "loading the AOF", "AOF file", "Bad file format")
+_MIN_FREE_BYTES = 4 * 2**20  # to write its file at all; below, a start would only end at the first write
 
 
 class Settings(Protocol):
@@ -49,7 +58,7 @@ class Settings(Protocol):
 class EmbeddedServer:
     """One valkey-server in one folder."""
 
-    def __init__(self, folder: Path, *, append_fsync: str = "everysec", max_memory_mib: int = 0) -> None:
+    def __init__(self, folder: Path, *, append_fsync: str = "always", max_memory_mib: int = 0) -> None:
         self._folder = folder.resolve()
         self._append_fsync = append_fsync
         self._max_memory_mib = max_memory_mib
@@ -57,6 +66,7 @@ class EmbeddedServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._supervisor: threading.Thread | None = None
         self._log_start = 0
+        self.cut_bytes = 0
 
     @classmethod
     def from_config(cls, folder: Path, settings: Settings) -> "EmbeddedServer":
@@ -82,16 +92,26 @@ class EmbeddedServer:
     def start(self, timeout_s: float = _START_S) -> str:
         """Starts the server, waits until it answers, returns its URL.
 
-        Raises BufferStateError when its append-only file can't be read, WorkerStartError when it does not come
-        up otherwise, EnvironmentProblem when the platform has no binary or the socket's folder is unsafe.
+        Raises BufferStateError when its append-only file can't be read, BufferRefusedError when its disk is full,
+        WorkerStartError when it does not come up otherwise, EnvironmentProblem when the platform has no binary or the
+        socket's folder is unsafe. What a crash left of the file's last write is cut off, and `cut_bytes` says so.
         """
         if self.pid is not None:
             return self.url
         self._folder.mkdir(parents=True, exist_ok=True)
         self._folder.chmod(0o700)
         _private_folder(self._socket.parent)
+        _check_space(self._folder)
+        before = self._file_bytes()
         self._spawn(timeout_s)
         self._wait_until_ready(timeout_s)
+        self.cut_bytes = max(0, before - self._file_bytes())
+        if self.cut_bytes:
+            log.warning(
+                "valkey-server cut the last %d bytes off its append-only file: they were never acknowledged, "
+                "or the disk lost them",
+                self.cut_bytes,
+            )
         return self.url
 
     def is_alive(self, timeout_s: float = 2.0) -> bool:
@@ -192,9 +212,13 @@ class EmbeddedServer:
             )
         tail = self._log_tail()
         if any(sign in tail for sign in _DAMAGED):
+            named = re.search(r"[\w.]+\.(?:aof|rdb)\b", tail)
+            file = self._folder / _AOF_FOLDER / (named.group() if named else "")
             return BufferStateError(
-                f"the embedded server can't read its append-only file in {self._folder}: {tail}",
-                fix="Copy the folder, then repair it with `valkey-check-aof --fix` or restore a copy.",
+                f"the embedded server can't read its append-only file in {self._folder}, and left it as it is: {tail}",
+                fix="Copy the folder, then cut the file before its first damaged byte: "
+                f"`valkey-check-aof --fix {file}` (without that program: "
+                f"`bash -c 'exec -a valkey-check-aof {_binary()} --fix {file}'`).",
             )
         return WorkerStartError(
             f"the embedded server ended with status {status} while starting: {tail}", fix=f"Read {self.log_file}."
@@ -213,6 +237,10 @@ class EmbeddedServer:
                 return connection.recv(64).split(b"\r\n")[0].split(b" ")[0]
         except OSError:
             return b""
+
+    def _file_bytes(self) -> int:
+        """Size of the append-only file."""
+        return sum(part.stat().st_size for part in (self._folder / _AOF_FOLDER).glob("*.aof"))
 
     def _log_tail(self) -> str:
         """The last lines that the server logged since its start."""
@@ -242,6 +270,18 @@ def _no_binary(reason: str) -> EnvironmentProblem:
         field="buffer.name",
         fix="Use an external Redis or Valkey: `--set buffer.name=external --set buffer.url=redis://host:6379/0`.",
     )
+
+
+def _check_space(folder: Path) -> None:
+    """Raises BufferRefusedError when the disk is full: the server would end at its first write."""
+    free = shutil.disk_usage(folder).free
+    if free < _MIN_FREE_BYTES:
+        raise BufferRefusedError(
+            f"the disk of {folder} is full: {free // 2**10} KiB are free, the embedded server needs "
+            f"{_MIN_FREE_BYTES // 2**20} MiB to start. Nothing is lost.",
+            field="buffer",
+            fix="Free space there; the run goes on by itself then.",
+        )
 
 
 def _socket_path(folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import redis.exceptions as redis_errors
 
+from crescendo.buffer.permissions import acl_rule
 from crescendo.common.errors import (
     BufferRefusedError,
     BufferStateError,
@@ -87,13 +88,19 @@ def typed(error: Exception) -> CrescendoError:
         return EnvironmentProblem(
             f"the buffer's user may not do this: {text}",
             field="buffer.url",
-            fix="Grant the ACL user the keys `~{crescendo:*` and `+@read +@write +@scripting +@blocking +waitaof`.",
+            fix=f"Grant it what a run needs (`crescendo buffer acl` prints this too): {acl_rule()}",
         )
     if isinstance(error, _NOT_RETRIED):
         return EnvironmentProblem(
             f"the buffer's server refused the login: {text}",
             field="buffer.url",
-            fix="Put user and password into the URL: rediss://user:password@host:port/0.",
+            fix="Name user and password in the URL: rediss://user@host:port/0?password_file=/path/to/password.",
+        )
+    if isinstance(error, redis_errors.MovedError):
+        return WorkerLostError(
+            f"the run's hash slot has moved to another node of the buffer's cluster ({text}).",
+            field="buffer.url",
+            fix="Resume the run: it connects to the node that has the slot now.",
         )
     if isinstance(error, RETRIED):
         return WorkerLostError(

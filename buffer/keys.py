@@ -1,8 +1,7 @@
 """Names of the keys of a run: the one description of what lies in Redis.
 
 All keys of a run start with `{crescendo:<run_id>}:`. The braces put them into one hash slot, so a script may
-touch several of them on a cluster, and runs that share a server never meet. An ACL user needs
-`~{crescendo:*` and the commands that `check.py` tries.
+touch several of them on a cluster, and runs that share a server never meet. What a login needs is in permissions.py.
 
 Schema version 2. G is a group id, S a sample number, W a worker id, B a branch, V a weight version.
 
@@ -82,6 +81,11 @@ class Keys:
         return f"{{crescendo:{self.run_id}}}:"
 
     @property
+    def client_name(self) -> str:
+        """What the connections of the run's processes are called on the server."""
+        return f"crescendo:{self.run_id}"
+
+    @property
     def fence(self) -> str:
         """The key that scripts get; they build the others from its prefix."""
         return self.prefix + "fence"
@@ -105,6 +109,10 @@ class Keys:
     @property
     def branches(self) -> str:
         return self.prefix + "branches"
+
+    @property
+    def lease_clock(self) -> str:
+        return self.prefix + "lease_clock"
 
     @property
     def version(self) -> str:

@@ -3,19 +3,21 @@
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any
 
 from crescendo.buffer import packing, records
 from crescendo.buffer.client import Argument
 from crescendo.buffer.lease_clock import LeaseClock
 from crescendo.buffer.protocol import Admission, Claim, NewGroup, Scored, Update
 from crescendo.buffer.trajectories import BYTES_PER_CALL, BYTES_PER_TOKEN, Trajectories
-from crescendo.common.errors import RequestError, WorkerLostError
+from crescendo.common.errors import BufferRefusedError, RequestError, WorkerLostError
 from crescendo.common.types import GroupId, TrajectoryId, TrajectoryState
 from crescendo.proto.v1 import common_pb2
 
 log = logging.getLogger(__name__)
 
 _GROUPS_PER_CALL = 64
+_WATERMARK = 0.95  # of maxmemory: queues, records and replies need some too
 _ITEMS_PER_CALL = 128  # the server works on one call while the next is packed
 
 
@@ -24,6 +26,7 @@ class Ledger(Trajectories):
 
     _lease_clock: LeaseClock
     _max_attempts: int
+    _budget_bytes: int
 
     async def open_groups(self, fence: common_pb2.Fence, groups: Sequence[NewGroup]) -> Admission:
         opened = 0
@@ -41,10 +44,26 @@ class Ledger(Trajectories):
             answer = await self._client.run("open_groups", fence, *arguments)
             opened += answer[0]
             refused += [GroupId(identity.decode()) for identity in answer[1]]
+        if refused and not opened and not (await self.counts())["groups.open"]:
+            raise BufferRefusedError(
+                f"the buffer has no memory for a single group: {refused[0]} is refused, and none is open.",
+                field="buffer.max_memory_mib",
+                fix="Raise the server's `maxmemory`, let the archiver catch up, or make responses shorter.",
+            )
         return Admission(opened, tuple(refused))
 
     async def _free_bytes(self) -> int:
-        return -1
+        """Bytes that open trajectories may still come to need; -1: no limit is known."""
+        memory: dict[str, Any] = await self._client.retrying(lambda: self._client.redis.info("memory"))
+        free = []
+        if (most := int(memory["maxmemory"])) > 0:
+            free.append(
+                int(_WATERMARK * most) - int(memory["used_memory"]) + int(memory.get("mem_not_counted_for_evict", 0))
+            )
+        if self._budget_bytes > 0:
+            (stored,) = await self._client.read([("HGET", self._keys.counts, "bytes")])
+            free.append(self._budget_bytes - int(stored or 0))
+        return max(0, min(free)) if free else -1
 
     async def claim(
         self,

@@ -28,9 +28,11 @@ class RedisBuffer(Fencing, Ledger, RedoLog, Archived, WeightRegistry):
         client: Client,
         *,
         max_attempts: int = MAX_ATTEMPTS,
+        budget_bytes: int = 0,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__(client)
+        self._budget_bytes = budget_bytes
         self._max_attempts = max_attempts
         self._lease_clock = LeaseClock(monotonic)
 
@@ -44,13 +46,16 @@ async def connect(
     *,
     patience_s: float = PATIENCE_S,
     max_attempts: int = MAX_ATTEMPTS,
+    budget_bytes: int = 0,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> RedisBuffer:
     """Connects to the buffer of a run.
 
-    url: redis://, rediss:// or unix://; patience_s: how long a call is tried again while the server is away.
+    url: redis://, rediss:// or unix://, with options as connections.py tells; patience_s: how long a call is tried
+    again while the server is away; budget_bytes: most that the run's payload may come to take (0: what the server
+    has), beyond which no group is opened.
     Raises RequestError for a bad URL or run id, WorkerLostError when nothing answers, EnvironmentProblem when
     the login is refused, BufferStateError when the run's keys have another schema version.
     """
     client = await open_client(url, run_id, patience_s=patience_s)
-    return RedisBuffer(client, max_attempts=max_attempts, monotonic=monotonic)
+    return RedisBuffer(client, max_attempts=max_attempts, budget_bytes=budget_bytes, monotonic=monotonic)

@@ -3,10 +3,8 @@
 A batch is recorded, and its groups consumed, before the step that trains on it; a commit (a checkpoint whose
 manifest is in place) trims what lies below it. All of it waits for the server's disk by WAITAOF.
 
-A killed server loses nothing that it acknowledged, whatever `appendfsync` is: the bytes are with the kernel.
-When the machine loses power, only `appendfsync always` keeps that promise: under `everysec`, WAITAOF of several
-releases (Redis 7.4 before github.com/redis/redis/pull/13793, Valkey up to 9.1 at least) answers up to a second
-before the data is on the disk.
+What that is worth depends on the server's `appendfsync` (docs/decisions/0009): under `always` an answer means that the
+disk has it; under `everysec` a killed server may lose up to two seconds of answered writes, these included.
 """
 
 from crescendo.buffer.part import Part

@@ -58,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     _add_run_commands(commands)
     _add_verbs(commands)
     _add_archive_commands(commands)
+    _add_buffer_commands(commands)
     _add_tools(commands)
     add_data_commands(commands, _add)
     add_job_commands(commands, _add)
@@ -218,6 +219,26 @@ def _add_archive_commands(commands: Commands) -> None:
     )
     _add_run_argument(lineage)
     lineage.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_buffer_commands(commands: Commands) -> None:
+    buffer = _add(commands, "buffer", "buffer:ls", "look at the runs that a Redis or Valkey server holds")
+    actions = buffer.add_subparsers(title="actions", metavar="ACTION", required=True)
+    ls = _add(actions, "ls", "buffer:ls", "list the runs on a server", "crescendo buffer ls --url redis://host:6379/0")
+    show = _add(actions, "show", "buffer:show", "show counts, bytes, commit and fence of a run")
+    rm = _add(actions, "rm", "buffer:rm", "remove a run from a server; refused while one of its processes is alive")
+    for command in (ls, show, rm):
+        command.add_argument("--url", metavar="URL", default="", help="the server; else the embedded one of --run")
+        command.add_argument("--run", metavar="RUN", default="", help=_RUN_HELP)
+    for command in (show, rm):
+        command.add_argument("run_id", metavar="RUN_ID", help="a run as `crescendo buffer ls` names it")
+    for command in (ls, show):
+        command.add_argument("--json", action="store_true", help="print JSON")
+    rm.add_argument("--yes", action="store_true", help="ask nothing")
+    rm.add_argument("--force", action="store_true", help="also when the run is held")
+    acl = _add(actions, "acl", "buffer:acl", "print the ACL command for a login with what a run needs, and no more")
+    acl.add_argument("--user", default="crescendo", help="name of the login (default: crescendo)")
+    acl.add_argument("--run-id", metavar="RUN_ID", default="", help="for this run alone")
 
 
 def _add_tools(commands: Commands) -> None:

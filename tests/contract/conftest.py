@@ -1,11 +1,14 @@
 """Fixtures of the contract suites."""
 
+import contextlib
 import itertools
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+import redis
 
 from crescendo.buffer import EmbeddedServer, ExperienceBuffer, MemoryBuffer, connect
+from crescendo.buffer.permissions import acl_rule
 from tests.contract.buffer_cases import Driver, ManualClock
 
 _runs = itertools.count()
@@ -13,9 +16,12 @@ _runs = itertools.count()
 
 @pytest.fixture(scope="session")
 def buffer_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Valkey of the test session."""
-    server = EmbeddedServer(tmp_path_factory.mktemp("valkey"))
-    yield server.start()
+    """A Valkey of the test session, by a login that may do what `crescendo buffer acl` prints, and nothing else."""
+    server = EmbeddedServer(tmp_path_factory.mktemp("valkey"), append_fsync="everysec")  # thousands of calls
+    url = server.start()
+    with contextlib.closing(redis.Redis.from_url(url)) as admin:
+        admin.execute_command(*acl_rule("narrow").replace("PASSWORD", "secret").split())
+    yield f"{url.replace('unix://', 'unix://narrow@')}?password=secret"
     server.stop()
 
 

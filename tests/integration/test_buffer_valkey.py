@@ -118,7 +118,7 @@ def fill(client: redis.Redis) -> None:
 
 
 async def test_a_full_server_refuses_new_work_and_still_finishes_old(tmp_path: Path) -> None:
-    server = EmbeddedServer(tmp_path / "buffer", max_memory_mib=16)
+    server = EmbeddedServer(tmp_path / "buffer", append_fsync="everysec", max_memory_mib=16)
     url = server.start()
     try:
         driver = await Driver.take_over(await connect(url, "run"), ManualClock())
@@ -239,20 +239,64 @@ def test_two_servers_never_share_a_folder(server: EmbeddedServer, monkeypatch: p
     assert server.is_alive()
 
 
-def test_a_damaged_file_is_named_and_a_torn_tail_is_not_fatal(server: EmbeddedServer) -> None:
+def test_a_torn_tail_is_cut_off_and_said(server: EmbeddedServer, caplog: pytest.LogCaptureFixture) -> None:
     with contextlib.closing(redis.Redis.from_url(server.url)) as client:
         client.set("kept", "1")
         client.set("last", "2")
     kill(server)
-    (log,) = (server.log_file.parent / "appendonlydir").glob("*.incr.aof")
-    whole = log.read_bytes()
-    log.write_bytes(whole[:-3])
+    log = append_only_file(server)
+    log.write_bytes(log.read_bytes()[:-3])
     with contextlib.closing(redis.Redis.from_url(server.restart())) as client:
         assert client.get("kept") == b"1"
+        assert client.get("last") is None
+    assert 0 < server.cut_bytes < 60
+    assert f"cut the last {server.cut_bytes} bytes" in caplog.text
+
+
+def test_a_file_damaged_in_its_middle_is_named_and_left_alone(server: EmbeddedServer) -> None:
+    with contextlib.closing(redis.Redis.from_url(server.url)) as client:
+        for number in range(100):
+            client.set(f"key{number}", "x" * 100)
     kill(server)
-    log.write_bytes(b"garbage" + whole)
-    with pytest.raises(errors.BufferStateError, match="append-only file"):
+    log = append_only_file(server)
+    damaged = bytearray(log.read_bytes())
+    damaged[len(damaged) // 2 : len(damaged) // 2 + 300] = b"#" * 300
+    log.write_bytes(damaged)
+    with pytest.raises(errors.BufferStateError, match="left it as it is") as raised:
         server.restart()
+    assert "valkey-check-aof --fix" in raised.value.fix
+    assert str(log) in raised.value.fix
+    assert log.read_bytes() == damaged
+    repair = raised.value.fix.rpartition("program: `")[2].partition("`")[0]
+    assert subprocess.run(repair, shell=True, input=b"y\n", capture_output=True).returncode == 0
+    with contextlib.closing(redis.Redis.from_url(server.restart())) as client:
+        assert client.get("key10") == b"x" * 100, "what stood before the damage is there"
+
+
+def append_only_file(server: EmbeddedServer) -> Path:
+    (found,) = (server.log_file.parent / "appendonlydir").glob("*.incr.aof")
+    return found
+
+
+async def test_a_damaged_segment_costs_its_trajectory_only(server: EmbeddedServer) -> None:
+    driver = await Driver.take_over(await connect(server.url, "run"), ManualClock())
+    group = new_group(samples=3)
+    await driver.open(group)
+    first, second, third = await driver.claim()
+    await driver.finish(first, second, third)
+    with contextlib.closing(redis.Redis.from_url(server.url)) as client:
+        payload = f"{{crescendo:run}}:payload:{group.group_id}"
+        segment_bytes = bytearray(client.hget(payload, "1:0") or b"")
+        segment_bytes[50] ^= 1
+        client.hset(payload, "1:0", bytes(segment_bytes))
+        taken = await driver.buffer.claim_finished(driver.fence, limit=9, wait_s=0)
+        assert [claim.trajectory.trajectory_id for claim in taken] == [first, third]
+        assert client.hget(payload, "1:0") == bytes(segment_bytes), "the evidence stays"
+    assert await driver.score(first, third) == [group.group_id]
+    (loaded,) = await driver.buffer.load_groups([group.group_id])
+    assert [one.state.value for one in loaded.trajectories] == ["scored", "dropped", "scored"]
+    assert loaded.trajectories[1].drop_reason.startswith("damaged")
+    await driver.buffer.close()
 
 
 def test_the_server_dies_with_its_parent(tmp_path: Path) -> None:
