@@ -212,8 +212,8 @@ class EmbeddedServer:
             )
         tail = self._log_tail()
         if any(sign in tail for sign in _DAMAGED):
-            named = re.search(r"[\w.]+\.(?:aof|rdb)\b", tail)
-            file = self._folder / _AOF_FOLDER / (named.group() if named else "")
+            named = re.findall(r"[\w.]+\.(?:aof|rdb)\b", tail)
+            file = self._folder / _AOF_FOLDER / (named[-1] if named else "")
             return BufferStateError(
                 f"the embedded server can't read its append-only file in {self._folder}, and left it as it is: {tail}",
                 fix="Copy the folder, then cut the file before its first damaged byte: "

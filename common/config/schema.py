@@ -177,11 +177,13 @@ class BufferConfig:
     name: str = setting(
         "embedded", "embedded: a Valkey of the run's own; external: by URL", choices=("embedded", "external")
     )
-    url: str = setting("", "external: redis:// or rediss://")
+    url: str = setting("", "external: redis:// or rediss://, with options: ?password_file=FILE&ssl_ca_certs=FILE")
     append_fsync: str = setting(
-        "everysec", "embedded: when the append-only file reaches the disk", choices=("always", "everysec")
+        "always", "embedded: when the append-only file reaches the disk", choices=("always", "everysec")
     )
-    max_memory_mib: int = setting(0, "embedded: memory limit; 0 is none", unit="MiB", at_least=0)
+    max_memory_mib: int = setting(
+        0, "embedded: memory limit; external: most that the run may take; 0 is none", unit="MiB", at_least=0
+    )
 
 
 @dataclass

@@ -102,11 +102,15 @@ class Reinforcement:
                 iteration=iteration,
                 stage=stage.name,
                 num_samples=stage.samples_per_prompt,
+                max_response_tokens=stage.max_response_tokens,
             )
             for number, index in enumerate(drawn)
         ]
         parts.scoring.stage, parts.scoring.iteration = stage, iteration
-        await parts.buffer.open_groups(parts.lease.fence, groups)
+        admission = await parts.buffer.open_groups(parts.lease.fence, groups)
+        if refused := len(admission.refused):
+            message = f"the buffer has memory for {len(groups) - refused} of {len(groups)} groups: sampling slows"
+            parts.board.event("buffer.short", message, severity="warning", groups=len(groups), refused=refused)
 
     # Train --------------------------------------------------------------------------------------------
 

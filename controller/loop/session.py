@@ -138,7 +138,9 @@ class Session:
         """Policy, buffer and data: what outlives attempts."""
         await asyncio.to_thread(prepare_policy, self.config, self.folder)
         url = await self.fleet.start_buffer()
-        self.buffer: ExperienceBuffer = patient(await connect(url, self.folder.run_id()), self.patience)
+        budget_bytes = self.config.buffer.max_memory_mib * 2**20
+        connected = await connect(url, self.folder.run_id(), budget_bytes=budget_bytes)
+        self.buffer: ExperienceBuffer = patient(connected, self.patience)
         self.supervisor.start()
         self.lease = DeviceLease(self.buffer, self.board, on_gpu=self.fleet.uses_gpu)
         self.commits = Commits(self.config, self.folder, self.buffer, self.lease, self.board, self.patience)
