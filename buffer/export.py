@@ -19,9 +19,6 @@ from crescendo.common.errors import DataError
 
 Row = Mapping[str, Any]
 
-FORMATS = ("sft", "dpo", "rollouts")
-STYLES = ("auto", "conversational", "standard")
-REJECTED = ("wrong", "longer")
 WRONG_VERDICTS = ("wrong", "unparsable")
 CUT_REASONS = ("length", "repeat")
 

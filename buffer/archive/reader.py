@@ -55,11 +55,6 @@ class Archive:
         """Groups, each counted once."""
         return len(self._owner)
 
-    @property
-    def num_trajectories(self) -> int:
-        """Rows of all files; more than there are trajectories where two archivers wrote the same groups."""
-        return sum(file.num_trajectories for file in self.files)
-
     def survives(self, row: dict[str, Any]) -> bool:
         """Whether a trajectory was trained on in the surviving line."""
         consumed = row["consumed_iteration"]
