@@ -4,6 +4,7 @@
     make the run folder (run only)
     start controller and console              sessions of their own: a terminal's Ctrl-C does not reach them
     follow the status stream                  Ctrl-C: StopRun with a checkpoint; again: SIGTERM, SIGKILL after 10 s
+                                              nothing for deadlines.heartbeat_s: the controller hangs, SIGKILL
     end whatever is left, say how it went
 
 The controller starts everything else. Logs are in the run folder's logs/.
@@ -35,6 +36,7 @@ CONTROLLER_MODULE = "crescendo.controller"
 CONSOLE_MODULE = "crescendo.console"
 LAST_WORDS_S = 60.0  # from the run's end to the controller's
 POLL_S = 0.05
+LOOK_S = 1.0
 KILL_GRACE_S = 10.0
 ORPHAN_GRACE_S = 2.0
 CONSOLE_START_S = 20.0
@@ -117,6 +119,7 @@ class Session:
         self._controller: Child | None = None
         self._console: Child | None = None
         self._known_events = last_event(folder)
+        self._heard_at = 0.0
         self._interrupts = 0
         self._following: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
@@ -175,10 +178,29 @@ class Session:
             return
         async with connected(self._folder, address) as client:
             self._client = client
-            async for update in updates(client, alive, self._known_events):
-                self._status = update.status
-                self._display.show(update)
+            self._heard_at = time.monotonic()
+            listening = asyncio.create_task(self._listen_for_heartbeat())
+            try:
+                async for update in updates(client, alive, self._known_events):
+                    self._heard_at = time.monotonic()
+                    self._status = update.status
+                    self._display.show(update)
+            finally:
+                listening.cancel()
         await self._last_words()
+
+    async def _listen_for_heartbeat(self) -> None:
+        """Kills a controller whose status stays away; time in which this command stood still does not count."""
+        limit_s = self._config.deadlines.heartbeat_s
+        looked_at = time.monotonic()
+        while time.monotonic() - self._heard_at < limit_s:
+            if time.monotonic() - looked_at > 3 * LOOK_S:
+                self._heard_at = time.monotonic()
+            looked_at = time.monotonic()
+            await asyncio.sleep(LOOK_S)
+        self._display.notice(f"the controller has not answered for {limit_s:.0f} s and is killed")
+        if self._controller is not None:
+            self._controller.signal(signal.SIGKILL)
 
     def _is_controller_alive(self) -> bool:
         return self._controller is not None and self._controller.is_alive

@@ -197,6 +197,18 @@ def test_a_killed_command_takes_the_controller_along(workplace: Workplace) -> No
     psutil.Process(int((workplace.run_folder / "orphan.pid").read_text())).kill()
 
 
+def test_a_controller_that_hangs_is_killed(workplace: Workplace) -> None:
+    beat = ("--set", "deadlines.heartbeat_s=2")
+    process = workplace.start("run", "recipe.yaml", "--plain", *beat, fake="endless", tick_s=0.05)
+    workplace.wait_for_iterations()
+    controller = json.loads((workplace.run_folder / "control" / "controller.json").read_text())["pid"]
+    os.kill(controller, signal.SIGSTOP)
+    text, _ = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 75, text
+    assert "the controller has not answered for 2 s and is killed" in text
+    workplace.assert_nothing_runs()
+
+
 def test_an_unattended_run_restarts_as_often_as_asked(workplace: Workplace) -> None:
     quick = ("--set", "recovery.backoff_s=0.1")
     code, text = workplace.call("run", "recipe.yaml", "--plain", "--restarts", "2", *quick, fake="die")
