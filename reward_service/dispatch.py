@@ -15,7 +15,7 @@ from crescendo.common.errors import CrescendoError, WorkerLostError
 from crescendo.common.rpc import to_detail
 from crescendo.proto.v1 import common_pb2, reward_pb2
 from crescendo.reward_service.executors import Executor
-from crescendo.reward_service.scorers import SCORERS
+from crescendo.reward_service.scorers import WORKER_SCORERS
 
 log = logging.getLogger(__name__)
 
@@ -223,7 +223,7 @@ def checked(item: reward_pb2.ScoreItem, result: reward_pb2.ScoreResult) -> rewar
     fits = len(result.components) == len(item.chain) and all(
         component.name == spec.name
         and component.weight == spec.weight
-        and SCORERS[spec.name].low <= component.raw <= SCORERS[spec.name].high
+        and WORKER_SCORERS[spec.name].low <= component.raw <= WORKER_SCORERS[spec.name].high
         for component, spec in zip(result.components, item.chain, strict=True)
     )
     if fits and result.item_id == item.item_id:

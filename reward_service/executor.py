@@ -12,6 +12,8 @@ from crescendo.common.rpc.status import Context
 from crescendo.common.service import ServiceSpec
 from crescendo.proto.v1 import reward_pb2, reward_pb2_grpc
 from crescendo.reward_service.metrics import MetricsServer, executor_families
+from crescendo.reward_service.programs import ProgramGrading
+from crescendo.reward_service.sandbox.options import Floor, SandboxOptions
 from crescendo.reward_service.service_options import MIB, ServiceOptions, checked_deadline_s
 from crescendo.reward_service.worker_status import worker_status
 from crescendo.reward_service.workers import Pool, confine
@@ -22,9 +24,10 @@ SERVICE = "crescendo.v1.ExecutorService"
 class ExecutorServicer(reward_pb2_grpc.ExecutorServiceServicer):
     """The calls of ExecutorService."""
 
-    def __init__(self, worker_id: str, pool: Pool, default_deadline_s: float) -> None:
+    def __init__(self, worker_id: str, pool: Pool, programs: ProgramGrading, default_deadline_s: float) -> None:
         self._worker_id = worker_id
         self._pool = pool
+        self._programs = programs
         self._default_deadline_s = default_deadline_s
         self._started_s = time.monotonic()
 
@@ -32,7 +35,7 @@ class ExecutorServicer(reward_pb2_grpc.ExecutorServiceServicer):
     async def Execute(self, request: reward_pb2.ExecuteRequest, context: Context) -> reward_pb2.ExecuteResponse:
         """Grades items; raises OverloadError when the queue is full."""
         deadline_s = checked_deadline_s(request.deadline_seconds, self._default_deadline_s)
-        results = await self._pool.grade(request.items, deadline_s, fresh=request.fresh)
+        results = await self._programs.grade(request.items, deadline_s, fresh=request.fresh)
         return reward_pb2.ExecuteResponse(results=results)
 
     @guarded
@@ -41,22 +44,24 @@ class ExecutorServicer(reward_pb2_grpc.ExecutorServiceServicer):
     ) -> reward_pb2.GetExecutorStatusResponse:
         """Health of the pool, and which sandbox it is."""
         counters = self._pool.counters
+        posture = self._programs.posture
         return reward_pb2.GetExecutorStatusResponse(
             worker=worker_status(self._worker_id, "executor", self._started_s, counters.progress_s),
             num_workers=self._pool.num_workers,
             num_killed=counters.num_killed,
             num_recycled=counters.num_recycled,
-            boundary=confine.BOUNDARY,
-            jail=confine.JAIL,
+            boundary=posture.boundary if posture else confine.BOUNDARY,
+            jail=posture.jail if posture else confine.JAIL,
         )
 
 
 class RunningExecutor:
     """A started executor (see common.service.RunningService)."""
 
-    def __init__(self, server: Server, pool: Pool, metrics: MetricsServer) -> None:
+    def __init__(self, server: Server, pool: Pool, programs: ProgramGrading, metrics: MetricsServer) -> None:
         self._server = server
         self.pool = pool
+        self.programs = programs
         self.metrics = metrics
 
     @property
@@ -67,6 +72,7 @@ class RunningExecutor:
     async def stop(self, grace_s: float) -> None:
         """Running calls end within grace_s; then every worker is killed."""
         await self._server.stop(grace_s)
+        await self.programs.close()
         await self.pool.close()
         self.metrics.close()
 
@@ -88,10 +94,15 @@ async def start(spec: ServiceSpec) -> RunningExecutor:
         modules=options.preload,
         max_queued=options.listen.max_queued_items,
     )
+    listen = options.listen
+    sandbox = SandboxOptions(Floor.parse(listen.sandbox_floor), listen.sandbox_jail, listen.sandbox_programs)
+    programs = ProgramGrading(pool, sandbox)
+    metrics = MetricsServer(lambda: executor_families(pool, programs))
+    servicer = ExecutorServicer(spec.worker_id, pool, programs, options.grading.item_deadline_s)
     await pool.start()
-    metrics = MetricsServer(lambda: executor_families(pool))
-    servicer = ExecutorServicer(spec.worker_id, pool, options.grading.item_deadline_s)
     try:
+        if options.runs_programs:
+            await programs.open()
         metrics.start(options.listen.host, options.listen.metrics_port)
         server = await serve(
             lambda grpc_server: reward_pb2_grpc.add_ExecutorServiceServicer_to_server(servicer, grpc_server),
@@ -101,6 +112,7 @@ async def start(spec: ServiceSpec) -> RunningExecutor:
         )
     except BaseException:
         metrics.close()
+        await programs.close()
         await pool.close()
         raise
-    return RunningExecutor(server, pool, metrics)
+    return RunningExecutor(server, pool, programs, metrics)

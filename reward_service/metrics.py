@@ -14,6 +14,7 @@ from crescendo.common.errors import EnvironmentProblem
 from crescendo.reward_service.admission import Admission
 from crescendo.reward_service.dispatch import DispatchCounters
 from crescendo.reward_service.executors import Executors
+from crescendo.reward_service.programs import ProgramGrading
 from crescendo.reward_service.reward_models.models import ModelCounters
 from crescendo.reward_service.workers import Pool, confine
 
@@ -102,7 +103,7 @@ def model_families(models: Mapping[str, ModelCounters]) -> Iterable[Metric]:
     yield calls
 
 
-def executor_families(pool: Pool) -> Iterable[Metric]:
+def executor_families(pool: Pool, programs: ProgramGrading) -> Iterable[Metric]:
     """The executor's metrics."""
     counters = pool.counters
     yield CounterMetricFamily(_EXECUTOR + "answered", "items that a worker answered", counters.num_answered)
@@ -111,6 +112,8 @@ def executor_families(pool: Pool) -> Iterable[Metric]:
     yield CounterMetricFamily(_EXECUTOR + "lost", "workers that ended by themselves", counters.num_lost)
     yield GaugeMetricFamily(_EXECUTOR + "workers", "workers alive", pool.num_workers)
     yield GaugeMetricFamily(_EXECUTOR + "queued_items", "items waiting for a worker", pool.num_queued)
-    sandbox = GaugeMetricFamily(_EXECUTOR + "sandbox", "1, for the sandbox in use", labels=["boundary", "jail"])
-    sandbox.add_metric([confine.BOUNDARY, confine.JAIL], 1)
+    sandbox = GaugeMetricFamily(_EXECUTOR + "sandbox", "1, for the sandbox in use", labels=["boundary", "jail", "of"])
+    sandbox.add_metric([confine.BOUNDARY, confine.JAIL, "scorers"], 1)
+    if programs.posture is not None:
+        sandbox.add_metric([programs.posture.boundary, programs.posture.jail, "programs"], 1)
     yield sandbox

@@ -16,7 +16,13 @@ from crescendo.reward_service.dispatch import Dispatcher, worst_case_s
 from crescendo.reward_service.executors import Executors
 from crescendo.reward_service.metrics import MetricsServer, model_families, reward_families
 from crescendo.reward_service.reward_models import ModelScoring, RewardModels, parse_models
-from crescendo.reward_service.scorers import GROUP_SCORERS, REMOTE_SCORERS, SCORERS, check_chain, resolve_group_chain
+from crescendo.reward_service.scorers import (
+    GROUP_SCORERS,
+    REMOTE_SCORERS,
+    WORKER_SCORERS,
+    check_chain,
+    resolve_group_chain,
+)
 from crescendo.reward_service.scorers.groups import score_group
 from crescendo.reward_service.service_options import MIB, ServiceOptions, checked_deadline_s
 from crescendo.reward_service.worker_status import worker_status
@@ -78,7 +84,7 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         counters = self._dispatcher.counters
         return reward_pb2.GetRewardStatusResponse(
             worker=worker_status(self._worker_id, "reward", self._started_s, self.admission.progress_s),
-            scorers=sorted({*SCORERS, *REMOTE_SCORERS, *GROUP_SCORERS}),
+            scorers=sorted({*WORKER_SCORERS, *REMOTE_SCORERS, *GROUP_SCORERS}),
             num_scored=counters.num_scored,
             num_faults=counters.num_faults,
             num_regraded=counters.num_regraded,

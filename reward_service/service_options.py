@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 
 from crescendo.common.config.schema import RewardServiceConfig
 from crescendo.common.errors import ConfigError, RequestError
-from crescendo.reward_service.scorers import SCORERS
+from crescendo.reward_service.scorers import SANDBOX_SCORERS, WORKER_SCORERS
 from crescendo.reward_service.typed_options import option, parse_options
 
 MIB = 1 << 20
@@ -28,6 +28,9 @@ class ListenOptions:
     identity_share: float = option(0.5, "of what may be queued, that one caller may hold", above=0, at_most=1)
     max_response_mib: int = option(16, "a longer response is refused, item by item", unit="MiB", at_least=1)
     reward_models: str = option("", "rewards.models of the run file as JSON; for the reward process only")
+    sandbox_floor: str = option("shared-kernel/landlock", "weakest boundary and jail in which programs run")
+    sandbox_jail: str = option("auto", "jail of programs; auto is the strongest that works")
+    sandbox_programs: int = option(0, "programs at once; 0 is one a core", at_least=0)
     scorers: str = option("", "scorers that will be used, comma-separated, to load their libraries ahead; empty: all")
 
 
@@ -50,12 +53,21 @@ class ServiceOptions:
         )
 
     @property
+    def runs_programs(self) -> bool:
+        """Whether a scorer that will be used has programs run; not known, and so no, where none is named."""
+        wanted = {name.strip() for name in self.listen.scorers.split(",")}
+        return not wanted.isdisjoint(SANDBOX_SCORERS)
+
+    @property
     def preload(self) -> tuple[str, ...]:
         """Modules that the scorers in use need."""
         wanted = [name.strip() for name in self.listen.scorers.split(",") if name.strip()]
         return tuple(
             dict.fromkeys(
-                module for name, scorer in SCORERS.items() if not wanted or name in wanted for module in scorer.preload
+                module
+                for name, scorer in WORKER_SCORERS.items()
+                if not wanted or name in wanted
+                for module in scorer.preload
             )
         )
 

@@ -68,17 +68,18 @@ SCORERS: dict[str, Scorer] = {
 }
 INTERNAL = frozenset({reward_model_answer.SCORER.name})  # the service puts these into chains, a run file may not
 SANDBOX_SCORERS: dict[str, SandboxScorer] = {scorer.name: scorer for scorer in (code.SCORER, code_r1.SCORER)}
+WORKER_SCORERS: dict[str, Scorer | SandboxScorer] = {**SCORERS, **SANDBOX_SCORERS}  # those that workers apply
 REMOTE_SCORERS: dict[str, RemoteScorer] = {scorer.name: scorer for scorer in (reward_model.SCORER,)}
 GROUP_SCORERS: dict[str, GroupScorer] = {
     scorer.name: scorer for scorer in (length_k15.SCORER, cosine_length.SCORER, soft_overlong.SCORER)
 }
 
-S = TypeVar("S", Scorer, GroupScorer, Scorer | SandboxScorer | RemoteScorer)
+S = TypeVar("S", Scorer | SandboxScorer, GroupScorer, Scorer | SandboxScorer | RemoteScorer)
 
 
-def resolve_chain(chain: Iterable[ScorerSpec]) -> list[tuple[Scorer, Any]]:
+def resolve_chain(chain: Iterable[ScorerSpec]) -> list[tuple[Scorer | SandboxScorer, Any]]:
     """Scorers of a chain with their options, as a worker applies them; raises RequestError as `check_chain` does."""
-    return _resolve(chain, SCORERS, "scorer")
+    return _resolve(chain, WORKER_SCORERS, "scorer")
 
 
 def resolve_group_chain(chain: Iterable[ScorerSpec]) -> list[tuple[GroupScorer, Any]]:

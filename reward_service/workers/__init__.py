@@ -9,5 +9,6 @@ is never reused before the pool has let go of it. All of them end with the execu
 """
 
 from crescendo.reward_service.workers.pool import Pool, PoolCounters
+from crescendo.reward_service.workers.tasks import Step
 
-__all__ = ["Pool", "PoolCounters"]
+__all__ = ["Pool", "PoolCounters", "Step"]

@@ -12,10 +12,12 @@ from typing import Protocol, cast
 from google.protobuf.message import DecodeError
 
 from crescendo.proto.v1 import reward_pb2
+from crescendo.reward_service.scorers import SANDBOX_SCORERS
 from crescendo.reward_service.workers.frames import FrameReader, FrameTooLongError, frame
 from crescendo.reward_service.workers.tasks import Task
 
 MAX_ANSWER_BYTES = 64 * 1024
+MAX_PROGRAMS_BYTES = 64 << 20  # of an answer that may carry programs
 # An answer may lie unread in the socket when the clock fires late (a stopped or starved executor); look once more.
 SECOND_LOOK_S = 0.005
 # What an item may still take when nobody waits for it any more. Killing a worker costs about as much.
@@ -49,7 +51,7 @@ class WorkerHandle(asyncio.Protocol):
         self.num_answered = 0
         self.is_dead = False
         self._owner = owner
-        self._reader = FrameReader(MAX_ANSWER_BYTES)
+        self._reader = FrameReader(MAX_PROGRAMS_BYTES)
         self._transport: asyncio.Transport | None = None
         self._item_started_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -107,6 +109,8 @@ class WorkerHandle(asyncio.Protocol):
             for payload in self._reader.payloads():
                 if self.is_dead:
                     return
+                if len(payload) > MAX_ANSWER_BYTES and not self._may_need_programs():
+                    raise FrameTooLongError(f"an answer of {len(payload)} bytes; the limit is {MAX_ANSWER_BYTES}")
                 answer = reward_pb2.WorkerAnswer.FromString(payload)
                 if not self.in_flight or answer.sequence != self.in_flight[0].sequence:
                     self._owner.broke_protocol(self, "it answered what it was not asked")
@@ -122,6 +126,9 @@ class WorkerHandle(asyncio.Protocol):
         """asyncio: the socket ended."""
         if not self.is_dead:
             self._owner.ended(self)
+
+    def _may_need_programs(self) -> bool:
+        return bool(self.in_flight) and any(spec.name in SANDBOX_SCORERS for spec in self.in_flight[0].item.chain)
 
     def _start_clock(self) -> None:
         """The first task begins now. A timer that is set for an earlier time looks, and sets itself again."""

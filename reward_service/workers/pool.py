@@ -17,12 +17,14 @@ import time
 from collections import deque
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from crescendo.common.errors import CrescendoError, OverloadError, WorkerLostError, WorkerStartError
 from crescendo.proto.v1 import common_pb2, reward_pb2
+from crescendo.reward_service.scorers import SANDBOX_SCORERS
 from crescendo.reward_service.workers.fork_server import ForkServer
 from crescendo.reward_service.workers.handle import WorkerHandle
-from crescendo.reward_service.workers.tasks import Batch, Task, charge
+from crescendo.reward_service.workers.tasks import Batch, Step, Task, charge
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,10 @@ START_S = 120.0
 PROBE_S = 30.0
 MAX_BACKOFF_S = 5.0
 OVERLOAD_RETRY_S = 1.0
+
+
+# An item, and for its links that had programs run, what became of them.
+Asked: TypeAlias = tuple[reward_pb2.ScoreItem, Sequence[reward_pb2.LinkRuns]]
 
 
 @dataclass
@@ -131,18 +137,22 @@ class Pool:
         self, items: Sequence[reward_pb2.ScoreItem], deadline_s: float, *, fresh: bool = False
     ) -> list[reward_pb2.ScoreResult]:
         """Results of items, in order. deadline_s: wall-clock limit of each. Raises OverloadError when full."""
+        return [step.result for step in await self.take([(item, ()) for item in items], deadline_s, fresh=fresh)]
+
+    async def take(self, asked: Sequence[Asked], deadline_s: float, *, fresh: bool = False) -> list[Step]:
+        """As `grade`, for items of which some links had programs run already."""
         if self._is_closing:
             raise WorkerLostError("the executor is stopping.")
-        if self.num_queued + len(items) > self._max_queued:
+        if self.num_queued + len(asked) > self._max_queued:
             raise OverloadError(
                 f"the executor's queue holds {self.num_queued} items; its limit is {self._max_queued}.",
                 retry_after_s=OVERLOAD_RETRY_S,
             )
-        batch = Batch(len(items))
-        if not items:
+        batch = Batch(len(asked))
+        if not asked:
             return []
         queue = self._fresh_queue if fresh else self._queue
-        queue.extend(self._task(item, deadline_s, batch, index) for index, item in enumerate(items))
+        queue.extend(self._task(one, deadline_s, batch, index) for index, one in enumerate(asked))
         self._feed_all()
         try:
             await batch.done
@@ -150,18 +160,19 @@ class Pool:
             for worker in self._workers | self._single_workers:
                 worker.hurry()
             raise
-        return [result for result in batch.results if result is not None]
+        return [step for step in batch.steps if step is not None]
 
     # What handles report (the Owner protocol).
 
     def answered(self, handle: WorkerHandle, task: Task, answer: reward_pb2.WorkerAnswer) -> None:
         """A worker has answered: the result goes to its batch, and the worker gets more or is replaced."""
-        if not answer.HasField("fault") and len(answer.components) != len(task.item.chain):
+        if not answer.HasField("fault") and not _fits(answer, task.item.chain):
             handle.in_flight.appendleft(task)
             return self.broke_protocol(handle, "an answer does not fit its chain")
         self.counters.num_answered += 1
         self.counters.progress_s = time.monotonic()
-        task.settle(answer.components, answer.fault if answer.HasField("fault") else None, answer.seconds)
+        fault = answer.fault if answer.HasField("fault") else None
+        task.settle(answer.components, fault, answer.seconds, answer.needed)
         is_worn = handle.num_answered >= self._recycle_after
         if handle.is_single:
             self._discard(handle)
@@ -196,9 +207,10 @@ class Pool:
 
     # Feeding.
 
-    def _task(self, item: reward_pb2.ScoreItem, deadline_s: float, batch: Batch, index: int) -> Task:
+    def _task(self, asked: Asked, deadline_s: float, batch: Batch, index: int) -> Task:
         self._sequence += 1
-        message = reward_pb2.WorkerTask(sequence=self._sequence, item=item, deadline_seconds=deadline_s)
+        item, ended = asked
+        message = reward_pb2.WorkerTask(sequence=self._sequence, item=item, deadline_seconds=deadline_s, ended=ended)
         return Task(self._sequence, item, deadline_s, batch, index, message.SerializeToString())
 
     def _feed_all(self) -> None:
@@ -339,3 +351,10 @@ class Pool:
         for task in tasks:
             task.lose("the executor is stopping.")
         tasks.clear()
+
+
+def _fits(answer: reward_pb2.WorkerAnswer, chain: Sequence[reward_pb2.ScorerSpec]) -> bool:
+    """Whether an answer has a component a link, and needs programs only for links that may."""
+    return len(answer.components) == len(chain) and all(
+        0 <= runs.link < len(chain) and chain[runs.link].name in SANDBOX_SCORERS for runs in answer.needed
+    )

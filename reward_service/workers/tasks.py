@@ -7,15 +7,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from crescendo.proto.v1 import common_pb2, reward_pb2
-from crescendo.reward_service.scorers import SCORERS
+from crescendo.reward_service.scorers import WORKER_SCORERS
 from crescendo.reward_service.workers import confine
 
 
+@dataclass(frozen=True)
+class Step:
+    """What became of one item in one worker. needed: links whose programs must run before they have a component."""
+
+    result: reward_pb2.ScoreResult
+    needed: Sequence[reward_pb2.LinkRuns] = ()
+
+
 class Batch:
-    """The items of one call; `done` ends when each has a result, in order."""
+    """The items of one call; `done` ends when each has a step, in order."""
 
     def __init__(self, size: int) -> None:
-        self.results: list[reward_pb2.ScoreResult | None] = [None] * size
+        self.steps: list[Step | None] = [None] * size
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._missing = size
 
@@ -24,10 +32,10 @@ class Batch:
         """Whether the caller has gone away."""
         return self.done.cancelled()
 
-    def settle(self, index: int, result: reward_pb2.ScoreResult) -> None:
-        """Stores an item's result; the first one counts."""
-        if self.results[index] is None:
-            self.results[index] = result
+    def settle(self, index: int, step: Step) -> None:
+        """Stores what became of an item; the first one counts."""
+        if self.steps[index] is None:
+            self.steps[index] = step
             self._missing -= 1
             if self._missing == 0 and not self.done.done():
                 self.done.set_result(None)
@@ -50,8 +58,9 @@ class Task:
         components: Sequence[common_pb2.RewardComponent] = (),
         fault: common_pb2.ErrorDetail | None = None,
         seconds: float = 0.0,
+        needed: Sequence[reward_pb2.LinkRuns] = (),
     ) -> None:
-        """Gives the item its result."""
+        """Gives the item its result, or what it needs before it has one."""
         result = reward_pb2.ScoreResult(
             item_id=self.item.item_id,
             components=components,
@@ -60,14 +69,14 @@ class Task:
             boundary=confine.BOUNDARY,
             jail=confine.JAIL,
         )
-        self.batch.settle(self.index, result)
+        self.batch.settle(self.index, Step(result, needed))
 
     def condemn(self, verdict: common_pb2.Verdict.ValueType, detail: str, seconds: float) -> None:
         """Every link of the chain gets its lowest value and this verdict: the item itself ended its worker."""
         components = [
             common_pb2.RewardComponent(
                 name=spec.name,
-                raw=SCORERS[spec.name].low if spec.name in SCORERS else 0.0,
+                raw=WORKER_SCORERS[spec.name].low if spec.name in WORKER_SCORERS else 0.0,
                 weight=spec.weight,
                 verdict=verdict,
                 detail=detail,

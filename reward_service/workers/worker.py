@@ -15,7 +15,9 @@ from typing import Any
 
 from crescendo.common.errors import RequestError
 from crescendo.proto.v1 import common_pb2, reward_pb2
-from crescendo.reward_service.scorers import Outcome, Sample, Scorer, resolve_chain
+from crescendo.reward_service.judge.messages import program_message, read_outcome
+from crescendo.reward_service.sandbox import protocol
+from crescendo.reward_service.scorers import Outcome, Sample, SandboxScorer, Scorer, resolve_chain
 from crescendo.reward_service.workers import confine
 from crescendo.reward_service.workers.frames import FrameReader, frame
 
@@ -23,7 +25,7 @@ MAX_TASK_BYTES = 64 * confine.MIB
 MAX_DETAIL = 256
 _READ_BYTES = 1 << 18
 
-Chain = list[tuple[Scorer, Any]]
+Chain = list[tuple[Scorer | SandboxScorer, Any]]
 
 
 def run_worker(descriptor: int, memory_bytes: int, parent: int) -> None:
@@ -61,8 +63,11 @@ def answer_task(task: reward_pb2.WorkerTask, chains: dict[bytes, Chain]) -> rewa
         )
         return answer
     sample = _sample(task.item)
-    for (scorer, options), spec in zip(chain, task.item.chain, strict=True):
-        outcome = _apply(scorer, options, sample, answer)
+    ended = {runs.link: [read_outcome(outcome) for outcome in runs.outcomes] for runs in task.ended}
+    for link, ((scorer, options), spec) in enumerate(zip(chain, task.item.chain, strict=True)):
+        outcome = Outcome(scorer.low, common_pb2.VERDICT_SKIPPED)
+        if not ended or link in ended:
+            outcome = _apply(scorer, options, sample, answer, link, ended.get(link, ()))
         answer.components.append(
             common_pb2.RewardComponent(
                 name=spec.name,
@@ -76,9 +81,22 @@ def answer_task(task: reward_pb2.WorkerTask, chains: dict[bytes, Chain]) -> rewa
     return answer
 
 
-def _apply(scorer: Scorer, options: Any, sample: Sample, answer: reward_pb2.WorkerAnswer) -> Outcome:
+def _apply(
+    scorer: Scorer | SandboxScorer,
+    options: Any,
+    sample: Sample,
+    answer: reward_pb2.WorkerAnswer,
+    link: int,
+    ended: Sequence[protocol.Outcome],
+) -> Outcome:
     try:
-        return scorer.score(sample, options)
+        if isinstance(scorer, Scorer):
+            return scorer.score(sample, options)
+        step = scorer.step(sample, options, ended)
+        if isinstance(step, Outcome):
+            return step
+        answer.needed.add(link=link, programs=[program_message(program) for program in step])
+        return Outcome(scorer.low, common_pb2.VERDICT_SKIPPED)
     except MemoryError:
         answer.retire = True
         return Outcome(scorer.low, common_pb2.VERDICT_SANDBOX_ERROR, "out of memory")
