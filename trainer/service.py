@@ -50,13 +50,18 @@ class _ComputeThread:
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compute")
         self.busy = False
+        self._begun_at = 0.0
+
+    def progress_age_s(self, progressed_at: float) -> float:
+        """Seconds since work began or, later, progressed (monotonic time); 0 while there is none to do."""
+        return time.monotonic() - max(progressed_at, self._begun_at) if self.busy else 0.0
 
     async def run(self, work: Callable[[], T]) -> T:
         """The work's result; works wait for each other."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._marked, work)
 
     def _marked(self, work: Callable[[], T]) -> T:
-        self.busy = True
+        self._begun_at, self.busy = time.monotonic(), True
         try:
             return work()
         finally:
@@ -95,7 +100,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
             uptime_seconds=time.monotonic() - self._started,
             resident_bytes=worker.resident_bytes(),
             pid=os.getpid(),
-            progress_age_seconds=time.monotonic() - worker.progressed_at if self._compute.busy else 0.0,
+            progress_age_seconds=self._compute.progress_age_s(worker.progressed_at),
             fence=self._fence.highest,
             device=worker.device.report(),
         )

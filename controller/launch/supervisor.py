@@ -36,6 +36,7 @@ LOOK_EVERY_S = 0.5
 PROBES_PER_HEARTBEAT = 3
 ASKED_ROLES = ("reward", "executor")  # report the age of their last item, busy or not
 BLAMELESS = ("buffer_unreachable", "buffer_refuses")  # waits for somebody else
+GANG_LOST = "a rank of its gang is lost"
 RECOVERED_AFTER_S = 120.0  # without a loss, earlier attempts are forgotten
 
 
@@ -101,6 +102,7 @@ class Supervisor:
     _silences: dict[str, _Silence] = field(default_factory=dict)
     _repairs: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _attempts: dict[str, Attempts] = field(default_factory=dict)
+    _told: set[str] = field(default_factory=set)  # losses, by the lost worker's holder
     _looked_at: float = 0.0
 
     def start(self) -> None:
@@ -146,13 +148,14 @@ class Supervisor:
         why = self.fleet.cluster.why_lost()
         if why:
             for worker in (*self.fleet.gang, *self.fleet.engines):
-                self._lose(worker, why)
+                worker.lose(why)
         ready = [worker for worker in self.fleet.workers.values() if worker.is_ready]
         await asyncio.gather(self._look_at_buffer(probe_s), *(self._look_at(worker, probe_s) for worker in ready))
+        self.see_to_losses()
 
     async def _look_at(self, worker: Worker, probe_s: float) -> None:
         if self.fleet.is_gone(worker):
-            self._lose(worker, "its process ended")
+            worker.lose("its process ended")
             return
         began = time.monotonic()
         answered = await self._answers(worker, probe_s)
@@ -167,9 +170,9 @@ class Supervisor:
         silence = self._silences[worker.worker_id]
         silence.seconds += min(time.monotonic() - began, probe_s) + LOOK_EVERY_S
         if self.fleet.is_gone(worker):
-            self._lose(worker, "its process ended")
+            worker.lose("its process ended")
         elif silence.seconds >= self.config.deadlines.heartbeat_s:
-            self._lose(worker, f"it has not answered for {silence.seconds:.0f} s")
+            worker.lose(f"it has not answered for {silence.seconds:.0f} s")
 
     async def _answers(self, worker: Worker, probe_s: float) -> bool:
         if worker.client is None:
@@ -187,24 +190,25 @@ class Supervisor:
         if worker.role in ASKED_ROLES:
             age_s = min(age_s, worker.oldest_call_s)
         if age_s > limit_s and status.state not in BLAMELESS:
-            self._lose(worker, f"it answers, but has made no progress for {age_s:.0f} s")
+            worker.lose(f"it answers, but has made no progress for {age_s:.0f} s")
         elif status.state in ("failed", "broken"):
-            self._lose(worker, f"it reports that it is {status.state}")
+            worker.lose(f"it reports that it is {status.state}")
 
-    def _lose(self, worker: Worker, reason: str) -> None:
-        """Marks a worker lost, and with a rank its whole gang; kills what is left of it."""
-        if not worker.is_ready:
-            return
-        together = self.fleet.gang if worker.role == "trainer" else [worker]
-        for one in together:
-            one.lose(reason if one is worker else f"{worker.worker_id} of its gang is lost")
-        self.tell("worker.lost", f"{worker.worker_id}: {reason}", severity="warning", worker=worker.worker_id)
-        for one in together:
-            self._begin(f"kill {one.spec.holder}", partial(asyncio.to_thread, self.fleet.kill, one))
-        if worker.role in ASKED_ROLES:
-            self._begin("reward", self._repair_reward)
-        if worker.role == "archiver":
-            self._begin("archiver", self._repair_archiver)
+    def see_to_losses(self) -> None:
+        """Tells of each lost worker once, whoever declared it lost, and kills what is left of it."""
+        if any(rank.state == "lost" for rank in self.fleet.gang):
+            for rank in self.fleet.gang:
+                rank.lose(GANG_LOST)
+        for worker in self.fleet.workers.values():
+            if worker.state != "lost" or worker.spec.holder in self._told:
+                continue
+            self._told.add(worker.spec.holder)
+            if worker.why_lost != GANG_LOST:
+                message = f"{worker.worker_id}: {worker.why_lost}"
+                self.tell("worker.lost", message, severity="warning", worker=worker.worker_id)
+            self._begin(f"kill {worker.spec.holder}", partial(asyncio.to_thread, self.fleet.kill, worker))
+            if worker.role in ASKED_ROLES:
+                self._begin("reward", self._repair_reward)
 
     # Repairing ----------------------------------------------------------------------------------------
 
@@ -254,6 +258,7 @@ class Supervisor:
 
         fatal: the run cannot do without, and `gave_up` says so.
         """
+        self.see_to_losses()
         attempts = self.attempts(name)
         attempts.forget_old()
         while True:

@@ -113,6 +113,7 @@ class EngineThread:
     def submit(self, requests: Sequence[EngineRequest], sink: Sink) -> None:
         """Hands requests over; their outputs go to the sink. Raises WorkerLostError when the engine is dead."""
         self._check_alive()
+        self._begin_waiting()
         for request in requests:
             self._routes[request.request_id] = sink
         self._commands.put(lambda engine: self._add(engine, requests))
@@ -139,6 +140,7 @@ class EngineThread:
         ids = [f"score-{next(self._score_ids)}" for _ in sequences]
         future: asyncio.Future[list[FloatArray]] = self._loop.create_future()
         sink = _Scores(ids, future)
+        self._begin_waiting()
         for one in ids:
             self._routes[one] = sink
         pairs = list(zip(ids, sequences, strict=True))
@@ -183,6 +185,7 @@ class EngineThread:
 
     def proceed(self) -> None:
         """Ends `hold`."""
+        self._last_step_s = time.monotonic()
         self._held = False
         self._commands.put(lambda _engine: None)
 
@@ -190,6 +193,11 @@ class EngineThread:
     def progress_age_s(self) -> float:
         """Seconds since the last step while requests wait for one; 0 when nothing is due."""
         return time.monotonic() - self._last_step_s if self._routes and not self._held else 0.0
+
+    def _begin_waiting(self) -> None:
+        """Time in which nobody waited for a step does not count as time without one."""
+        if not self._routes:
+            self._last_step_s = time.monotonic()
 
     # The thread --------------------------------------------------------------------------------------
 

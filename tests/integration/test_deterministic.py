@@ -17,7 +17,8 @@ ORDERED = (
     "trainer.threads=2",
     "steps.0.sft.steps=10",
     "steps.1.rl.validation.num_prompts=4",
-    *(f"steps.1.rl.stages.{n}.gate.iterations=2" for n in range(3)),
+    "steps.1.rl.checkpoints.every_iterations=4",
+    "steps.1.rl.stages.2.gate.iterations=1",
 )
 
 
@@ -47,6 +48,7 @@ def test_a_run_killed_at_a_commit_and_in_an_iteration_ends_bit_equal(
     run = RunProcess.resume(run.folder)
     assert run.wait() == 0, run.text
 
+    assert run.events("batch.retrained")
     (rewound,) = run.events("iteration.rewound")
     assert int(rewound["facts"]["tokens"]) > 100
     assert weights_of(run) == weights_of(whole)

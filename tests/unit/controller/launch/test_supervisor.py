@@ -262,6 +262,16 @@ async def test_a_worker_that_lets_a_deadline_pass_is_lost_but_not_for_its_status
     assert trainer.worker.state == "lost"
 
 
+async def test_whoever_declares_a_loss_it_is_told_once_and_killed() -> None:
+    trainer, other = Service("trainer-0", "trainer"), Service("trainer-1", "trainer")
+    watched = Watched(trainer, other)
+    trainer.worker.lose("it did not answer Train within 9 s")
+    await watched.supervisor.look()
+    await watched.supervisor.look()
+    assert watched.events == [("worker.lost", "trainer-0: it did not answer Train within 9 s")]
+    assert (trainer.killed, other.killed) == (True, True)
+
+
 def test_attempts_wait_longer_each_time_up_to_a_limit() -> None:
     attempts = Attempts(limit=5, first_s=1.0, longest_s=5.0)
     assert [attempts.next_wait_s() for _ in range(5)] == [0.0, 1.0, 2.0, 4.0, 5.0]
