@@ -16,7 +16,7 @@ from crescendo.buffer import failures
 from crescendo.buffer.client import connect_node
 from crescendo.buffer.keys import Keys
 from crescendo.buffer.permissions import script_commands
-from crescendo.common.errors import BufferStateError, CrescendoError, EnvironmentProblem
+from crescendo.common.errors import BufferRefusedError, BufferStateError, CrescendoError, EnvironmentProblem
 
 OLDEST = (7, 2)
 """WAITAOF and script flags need Redis 7.2, which every Valkey is based on."""
@@ -77,8 +77,8 @@ def problems(info: dict[str, Any]) -> list[CrescendoError]:
         )
     if str(info.get("aof_last_write_status", "ok")) != "ok":
         found.append(
-            BufferStateError(
-                "the buffer's server could not write its append-only file lately.",
+            BufferRefusedError(
+                "the buffer's server could not write its append-only file lately, and takes no writes until it can.",
                 field="aof_last_write_status",
                 fix="Free space on the disk that holds it.",
             )

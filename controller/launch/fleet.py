@@ -24,6 +24,7 @@ from typing import Any
 import psutil
 
 from crescendo.buffer import EmbeddedServer
+from crescendo.buffer.check import check_server
 from crescendo.buffer.archive import archive_url
 from crescendo.common.config.schema import Config
 from crescendo.common.errors import CrescendoError
@@ -85,6 +86,8 @@ class Fleet:
             if self._evict:
                 await asyncio.to_thread(self.server.evict)
             self.buffer_url = await asyncio.to_thread(self.server.start)
+        else:
+            await check_server(self.buffer_url)
         return self.buffer_url
 
     async def replace_buffer(self) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from crescendo.buffer.check import problems
-from crescendo.common.errors import BufferStateError, CrescendoError, EnvironmentProblem
+from crescendo.common.errors import BufferRefusedError, BufferStateError, CrescendoError, EnvironmentProblem
 
 FIT: dict[str, Any] = {
     "redis_version": "7.2.4",
@@ -30,7 +30,7 @@ def test_a_fit_server_has_no_problem() -> None:
         ({"role": "slave", "master_host": "db1", "master_port": 6379}, EnvironmentProblem, "db1:6379"),
         ({"aof_enabled": 0}, BufferStateError, "appendonly yes"),
         ({"maxmemory_policy": "allkeys-lru"}, BufferStateError, "maxmemory-policy noeviction"),
-        ({"aof_last_write_status": "err"}, BufferStateError, "Free space"),
+        ({"aof_last_write_status": "err"}, BufferRefusedError, "Free space"),
     ],
 )
 def test_each_problem_says_what_to_set(change: dict[str, Any], kind: type[CrescendoError], fix: str) -> None:
