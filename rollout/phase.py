@@ -33,6 +33,7 @@ R = TypeVar("R")
 CLAIM_WAIT_S = 0.1  # longest wait on the buffer's wake-up; a Pause waits for it at most
 BUSY_CLAIM_INTERVAL_S = 0.5  # between claims while others run here and the last claim found nothing
 FLUSH_INTERVAL_S = 0.02  # least time between two flushes: round trips shared by what ends meanwhile
+EARLY = 4  # a flush starts when a quarter of flush_tokens is left
 FIRST_BACKOFF_S = 0.1
 LAST_BACKOFF_S = 5.0
 RENEWALS_PER_LEASE = 3
@@ -140,7 +141,7 @@ class RolloutPhase:
 
     def on_outputs(self, outputs: Sequence[Output]) -> None:
         """One engine step's tokens."""
-        due = self.begin.flush_tokens
+        due = self._flush_from
         overrun: list[str] = []
         for output in outputs:
             flight = self._by_request.get(output.request_id)
@@ -152,7 +153,7 @@ class RolloutPhase:
             self._progress.num_tokens += flight.num_tokens - before
             if flight.landed:
                 self._landed(flight)
-            elif due and flight.num_unflushed >= due:
+            elif flight.num_unflushed >= due:
                 self._news.set()
         if overrun:
             self._engine.forget(overrun)
@@ -266,12 +267,20 @@ class RolloutPhase:
             if not self._stopping:
                 await asyncio.sleep(FLUSH_INTERVAL_S)
 
+    @property
+    def _flush_from(self) -> float:
+        """Unflushed tokens at which a trajectory is flushed: early, because it generates while the flush is under way.
+
+        A killed engine then costs a trajectory at most flush_tokens.
+        """
+        tokens = self.begin.flush_tokens
+        return tokens - tokens // EARLY if tokens else float("inf")
+
     def _due(self, now_s: float, tick_s: float) -> list[Flight]:
-        due_tokens = self.begin.flush_tokens or float("inf")
         return [
             one
             for one in self._flights.values()
-            if one.landed or one.num_unflushed >= due_tokens or now_s - one.flushed_at_s >= tick_s * 0.9
+            if one.landed or one.num_unflushed >= self._flush_from or now_s - one.flushed_at_s >= tick_s * 0.9
         ]
 
     async def _flush(self, batch: Sequence[Flight]) -> None:
