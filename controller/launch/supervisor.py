@@ -125,8 +125,11 @@ class Supervisor:
         return self._attempts.setdefault(name, fresh)
 
     async def look(self) -> None:
-        """Looks at everything once; returns when repairs that it began are done."""
+        """Looks until it is sure of every process: it answers, or is lost. Repairs that this began are done then."""
         await self._look_at_everything()
+        while any(one.seconds and one.worker and one.worker.is_ready for one in self._silences.values()):
+            await asyncio.sleep(LOOK_EVERY_S)
+            await self._look_at_everything()
         await asyncio.gather(*self._repairs.values(), return_exceptions=True)
 
     # Watching -----------------------------------------------------------------------------------------

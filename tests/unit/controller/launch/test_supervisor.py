@@ -203,7 +203,7 @@ async def test_a_controller_that_stood_still_blames_nobody(monkeypatch: pytest.M
     watched.supervisor._looked_at = time.monotonic() - 1000.0
     watched.supervisor._silences["rollout-0"] = supervisor._Silence(0.29, engine.worker)
     engine.silent = True
-    await watched.supervisor.look()
+    await watched.supervisor._look_at_everything()
     assert engine.worker.is_ready
 
 
@@ -260,6 +260,14 @@ async def test_a_worker_that_lets_a_deadline_pass_is_lost_but_not_for_its_status
     with pytest.raises(DeadlineError):
         await trainer.worker.call("Train", None, timeout_s=0.05)
     assert trainer.worker.state == "lost"
+
+
+async def test_a_look_does_not_end_before_it_is_sure() -> None:
+    refused = Service("trainer-0", "trainer")  # its socket is gone, its process not yet
+    watched = Watched(refused)
+    refused.silent = True
+    await watched.supervisor.look()
+    assert refused.worker.state == "lost"
 
 
 async def test_whoever_declares_a_loss_it_is_told_once_and_killed() -> None:
