@@ -24,8 +24,8 @@ from typing import Any
 import psutil
 
 from crescendo.buffer import EmbeddedServer
-from crescendo.buffer.check import check_server
 from crescendo.buffer.archive import archive_url
+from crescendo.buffer.check import check_server
 from crescendo.common.config.schema import Config
 from crescendo.common.errors import CrescendoError
 from crescendo.common.rpc import Client, Endpoint
