@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import json
 import shlex
+import signal
 import sys
 import time
 from pathlib import Path
@@ -32,6 +33,7 @@ def chaos(options: argparse.Namespace) -> int:
             fix="Remove it, or choose another seed, --set run.name=... or --set run.folder=...",
         )
     adopt_orphans()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does: with every process of the run
 
     def command(folder: Path | None, name: str) -> list[str]:
         program = [sys.executable, "-m", "crescendo.cli.main"]

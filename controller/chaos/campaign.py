@@ -79,7 +79,10 @@ class Campaign:
         while pending is not None:
             name = f"{self.name}-{self.seed}-{len(records)}"
             one = _LivingRun(self, name)
-            pending = await one.live(pending, faults)
+            try:
+                pending = await one.live(pending, faults)
+            finally:
+                _kill_descendants()
             records.append(one.record)
             if not one.record.hits and pending is not None:
                 self.say(f"{name} ended before a fault could hit it; the campaign ends here.")
@@ -216,7 +219,6 @@ class _LivingRun:
             hit.recovered_at = hit.recovered_at or next((float(at) for at in done if at > hit.at), 0.0)
         self.record.broken = audit(await gather(self._folder), down_s=self._down)
         self.record.broken += [Broken("left behind", what) for what in left]
-        _kill_descendants()
         for one in self.record.broken:
             self._say(f"BROKEN {one.promise}: {one.what}")
         (self._folder.root / "chaos.json").write_text(json.dumps(to_dict(self.record), indent=1))
