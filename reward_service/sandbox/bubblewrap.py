@@ -40,7 +40,16 @@ class Bubblewrap:
 
     def command(self, program: Program, number: int, filter_descriptor: int) -> Sequence[str]:
         """Size is limited; bubblewrap has no limit on inodes."""
-        scratch = ["--size", str(program.limits.files_bytes), "--tmpfs", "/work", "--remount-ro", "/", "--chdir", "/work"]
+        scratch = [
+            "--size",
+            str(program.limits.files_bytes),
+            "--tmpfs",
+            "/work",
+            "--chdir",
+            "/work",
+            "--remount-ro",
+            "/",
+        ]
         inner = [self._runtime.interpreter, "-I", "-S", f"{INSIDE}/cold.py", PACKAGE_FOLDER]
         return [*self._head, *self._binds, *scratch, "--seccomp", str(filter_descriptor), "--", *inner]
 

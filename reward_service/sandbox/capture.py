@@ -27,12 +27,17 @@ class Capture:
         os.set_blocking(self._reader, False)
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._reader, self._read)
+        self._closed = asyncio.Event()
 
     def close_writer(self) -> None:
         """Closes our copy of the program's end."""
         if self.writer >= 0:
             os.close(self.writer)
             self.writer = -1
+
+    async def wait_closed(self) -> None:
+        """Until no process has the program's end open any more."""
+        await self._closed.wait()
 
     def finish(self) -> bytes:
         """All that was written and kept. The program has ended, so nothing blocks."""
@@ -69,6 +74,7 @@ class Capture:
             with contextlib.suppress(OSError):
                 os.close(self._reader)
             self._reader = -1
+            self._closed.set()
 
 
 def sealed_file(data: bytes) -> int:

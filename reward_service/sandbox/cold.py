@@ -4,6 +4,7 @@ Each program costs the start of an interpreter. `bubblewrap` and `runsc` say whi
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -114,6 +115,10 @@ class ColdSandbox:
             process.kill()
             await asyncio.shield(asyncio.wait_for(watcher, _DEATH_S))
             await asyncio.shield(self._maker.cleanup(number))
+            # The command's end kills what it started, a moment later: the streams close when that is gone.
+            with contextlib.suppress(TimeoutError):
+                closed = asyncio.gather(stdout.wait_closed(), stderr.wait_closed())
+                await asyncio.shield(asyncio.wait_for(closed, _DEATH_S))
             outputs = stdout.finish(), stderr.finish()
         if code > 128 and code - 128 in _FATAL:
             code = 128 - code

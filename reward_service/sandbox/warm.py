@@ -87,8 +87,6 @@ class WarmSandbox:
     async def close(self) -> None:
         """Kills what runs, and ends everything the sandbox started."""
         self._is_closing = True
-        for task in list(self._tasks):
-            task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         while self._ready:
             await self._bury(self._ready.popleft())
@@ -135,7 +133,12 @@ class WarmSandbox:
 
     async def _inmate(self, shape: packets.ForkRequest) -> Inmate:
         if self._options.is_cold:
-            return await self._admit(await self._new_zygote(), shape)
+            zygote = await self._new_zygote()
+            try:
+                return await self._admit(zygote, shape)
+            except BaseException:
+                await zygote.close()
+                raise
         while self._ready and self._ready[0].shape == shape:
             inmate = self._ready.popleft()
             self._refill()
@@ -163,6 +166,9 @@ class WarmSandbox:
             inmate = await self._admit(await self._living_zygote(), _DEFAULT_SHAPE)
         except WorkerLostError as error:
             log.warning("no child could be kept ready: %s", error.message)
+            return
+        if self._is_closing:
+            await self._bury(inmate)
             return
         self._ready.append(inmate)
         if len(self._ready) < self._options.num_ready:

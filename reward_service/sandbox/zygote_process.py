@@ -114,6 +114,9 @@ class ZygoteProcess:
         zygote = cls(process, ours)
         try:
             await asyncio.wait_for(asyncio.shield(zygote._ready), deadline_s)
+        except asyncio.CancelledError:
+            await zygote.close()
+            raise
         except (TimeoutError, WorkerLostError) as error:
             await zygote.close()
             reason = getattr(error, "message", f"not ready within {deadline_s:g} s")
@@ -160,6 +163,7 @@ class ZygoteProcess:
             self._children[message["forked"]] = child
             if future.cancelled():
                 child.kill()
+                child.close()
             else:
                 future.set_result(child)
         elif "ended" in message:

@@ -17,6 +17,7 @@ pytestmark = [
 
 SETTLE_S = 5.0
 DEADLINE_S = 60.0
+GROUPS_THAT_LEAVE = ("writes", "cross_run")
 # What the next program must find: nothing of the one before, and an interpreter as it should be.
 CLEAN = b"""
 import json, os, random, sys, threading, time
@@ -43,6 +44,8 @@ async def test_attack(attacked: tuple[str, Sandbox], host: Host, case: Case) -> 
     problems += await what_is_left(before)
     problems += host.traces(outcome.stdout + outcome.stderr)
     assert not problems, f"{problems}\n{outcome}"
+    if not sandbox.posture.is_warm and case.group not in GROUPS_THAT_LEAVE:
+        return  # each program has an interpreter and a jail from nothing: only what a host keeps could be left
     following = await sandbox.run(Program("python", {"main.py": CLEAN}, limits=Limits(wall_s=20)), DEADLINE_S)
     assert (following.ending, following.stdout) == (Ending.EXITED, b"clean\n"), following
 

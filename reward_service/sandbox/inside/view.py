@@ -15,6 +15,7 @@ _BASE = "/tmp"  # covered by the view while it is made; the former root is gone 
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 _MASKED = ("site-packages", "dist-packages")
 _EMPTY = "/empty"
+_READ_ONLY = kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY | kernel.MS_NOSUID
 # Flags of a mount that a less privileged namespace must keep: statvfs(3) to mount(2).
 _KEPT_FLAGS = {os.ST_NOSUID: kernel.MS_NOSUID, os.ST_NODEV: kernel.MS_NODEV, os.ST_NOEXEC: kernel.MS_NOEXEC}
 _KEPT_TIMES = {os.ST_NOATIME: 1024, os.ST_NODIRATIME: 2048, os.ST_RELATIME: 1 << 21}
@@ -53,9 +54,10 @@ def build() -> None:
     for folder in folders:
         for masked in masked_folders(folder):
             kernel.mount(_BASE + _EMPTY, _BASE + masked, None, kernel.MS_BIND)
+            kernel.mount("none", _BASE + masked, None, _READ_ONLY | kernel.MS_NODEV)
     os.chdir(_BASE)
     kernel.pivot_to_here()
-    kernel.mount("none", "/", None, kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY | kernel.MS_NOSUID)
+    kernel.mount("none", "/", None, _READ_ONLY | kernel.MS_NODEV)
 
 
 def _bind(source: str, path: str, *, is_device: bool) -> None:
@@ -67,8 +69,7 @@ def _bind(source: str, path: str, *, is_device: bool) -> None:
         os.mkdir(target)
     kernel.mount(source, target, None, kernel.MS_BIND)
     found = os.statvfs(target).f_flag
-    flags = kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY | kernel.MS_NOSUID
-    flags |= 0 if is_device else kernel.MS_NODEV
+    flags = _READ_ONLY | (0 if is_device else kernel.MS_NODEV)
     for kept in (_KEPT_FLAGS, _KEPT_TIMES):
         flags |= sum(flag for bit, flag in kept.items() if found & bit)
     kernel.mount("none", target, None, flags)
