@@ -17,10 +17,12 @@ stood still does not count against anybody.
 import asyncio
 import contextlib
 import logging
+import shutil
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from crescendo.common.config.schema import Config
@@ -35,6 +37,7 @@ R = TypeVar("R")
 LOOK_EVERY_S = 0.5
 PROBES_PER_HEARTBEAT = 3
 ASKED_ROLES = ("reward", "executor")  # report the age of their last item, busy or not
+ROOM_BYTES = 4 << 20
 BLAMELESS = ("buffer_unreachable", "buffer_refuses")  # waits for somebody else
 GANG_LOST = "a rank of its gang is lost"
 RECOVERED_AFTER_S = 120.0  # without a loss, earlier attempts are forgotten
@@ -237,8 +240,19 @@ class Supervisor:
             await self.insist("archiver", "the archiver", self.fleet.ensure_archiver, fatal=False)
 
     async def _repair_buffer(self) -> None:
+        await self._wait_for_room()
         await self.insist("buffer", "the embedded Valkey", self.fleet.replace_buffer)
         self._silences.pop("buffer", None)
+
+    async def _wait_for_room(self) -> None:
+        """A server that syncs each write ends when its disk is full: starting it again there only costs attempts."""
+        folder, waited_s = self.fleet.folder.buffer, 0.0
+        if has_room(folder):
+            return
+        self.tell("buffer.no_room", f"the embedded Valkey: no room on the disk of {folder}", severity="warning")
+        while not has_room(folder) and waited_s < self.config.deadlines.buffer_s:
+            await asyncio.sleep(LOOK_EVERY_S)
+            waited_s += LOOK_EVERY_S
 
     async def _look_at_buffer(self, probe_s: float) -> None:
         server, repairing = self.fleet.server, self._repairs.get("buffer")
@@ -280,3 +294,8 @@ class Supervisor:
                 seconds = time.monotonic() - begun
                 self.tell("worker.replaced", f"{what} is back after {seconds:.1f} s", worker=name, seconds=seconds)
                 return replaced
+
+
+def has_room(folder: Path) -> bool:
+    """Whether the folder's disk takes a server's next writes."""
+    return shutil.disk_usage(folder).free > ROOM_BYTES

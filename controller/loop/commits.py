@@ -102,8 +102,12 @@ def manifest_path(folder: RunFolder, sequence: int) -> Path:
 def seal(folder: RunFolder, epoch: int) -> None:
     """From now on manifests of older epochs above the newest commit do not count."""
     manifests = list_manifests(folder)
+    path = folder.checkpoints / f"seal-{epoch:08d}.json"
     text = json.dumps({"epoch": epoch, "newest": manifests[-1].sequence if manifests else 0})
-    write_atomically(folder.checkpoints / f"seal-{epoch:08d}.json", text)
+    try:
+        write_atomically(path, text)
+    except OSError as error:
+        raise disk_full(error, path) or error from error
 
 
 def list_manifests(folder: RunFolder) -> list[Manifest]:

@@ -32,7 +32,8 @@ CALL_MARGIN_S = 5.0
 async def restore_trainer(session: "Session") -> None:
     """Gives the trainer the newest commit, or the initial policy when there is none."""
     if not session.sealed:
-        await asyncio.to_thread(seal, session.folder, session.lease.fence.epoch)
+        epoch = session.lease.fence.epoch
+        await session.patience.through(lambda: asyncio.to_thread(seal, session.folder, epoch))
         session.sealed = True
     manifests = await asyncio.to_thread(list_manifests, session.folder)
     if not manifests:

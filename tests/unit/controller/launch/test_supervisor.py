@@ -3,12 +3,14 @@
 import asyncio
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from crescendo.common.config.schema import Config
 from crescendo.common.errors import DeadlineError, WorkerLostError, WorkerStartError
+from crescendo.common.runfolder import RunFolder
 from crescendo.common.service import ServiceSpec
 from crescendo.controller.launch import Fleet, Supervisor, Worker, supervisor
 from crescendo.controller.launch.supervisor import Attempts
@@ -55,6 +57,11 @@ class FakeServer:
         return self.alive
 
 
+@pytest.fixture(autouse=True)
+def much_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "has_room", lambda folder: True)
+
+
 @dataclass
 class FakeFleet:
     """What Supervisor asks of a Fleet."""
@@ -63,6 +70,7 @@ class FakeFleet:
     server: FakeServer | None = None
     failures: list[Exception] = field(default_factory=list)
     repaired: list[str] = field(default_factory=list)
+    folder: RunFolder = field(default_factory=lambda: RunFolder(Path.cwd()))
     ray_lost: str = ""
 
     @property
@@ -241,6 +249,17 @@ async def test_a_dead_or_silent_valkey_is_started_again(pid: int | None) -> None
     await watched.supervisor.stop()
     assert watched.kinds()[:2] == ["buffer.lost", "buffer.replacing"]
     assert ("its process ended" in watched.events[0][1]) == (pid is None)
+
+
+async def test_a_valkey_that_a_full_disk_ended_is_started_when_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = Watched(server=FakeServer(alive=False, pid=None))
+    room: list[bool] = [False] * 5
+    monkeypatch.setattr(supervisor, "has_room", lambda folder: room.pop() if room else True)
+    watched.supervisor.start()
+    await watched.until(lambda: watched.fleet.repaired)
+    await watched.supervisor.stop()
+    assert watched.kinds() == ["buffer.lost", "buffer.no_room", "buffer.replacing", "worker.replaced"]
+    assert watched.supervisor.attempts("buffer").count == 1
 
 
 async def test_a_lost_raylet_costs_trainer_and_engines() -> None:
