@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Callable
 from typing import TypeAlias
 
+from crescendo.cli.testcases_options import add_testcases
+
 Add: TypeAlias = Callable[..., argparse.ArgumentParser]
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -21,7 +23,7 @@ def add_data_commands(commands: Commands, add: Add) -> None:
         "crescendo data difficulty prompts.filter.jsonl --model models/smollm2-135m-instruct --max-tokens 512",
     )
     actions = data.add_subparsers(title="actions", metavar="ACTION", required=True)
-    for add_action in (_add_check, _add_dedupe, _add_filter, _add_difficulty):
+    for add_action in (_add_check, _add_dedupe, _add_filter, _add_difficulty, add_testcases):
         add_action(actions, add)
 
 

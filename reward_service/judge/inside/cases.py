@@ -1,7 +1,8 @@
-"""The library that generator programs use inside the sandbox: `from cases import *`.
+"""The library that generator programs use inside the sandbox.
 
 A generator program makes one input. It is run once a case, each time with another number and seed:
 
+    from cases import *
     n = size(1, 100_000)                   grows from case to case, from 1 to 100,000
     values = wholes(n, -10**9, 10**9)
     write(n, whole(1, n))                  a line: values apart by spaces, lists written out
