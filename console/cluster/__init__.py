@@ -1,0 +1,1 @@
+"""The console on a cluster: RLJobs of many namespaces, read with each person's own Kubernetes token."""

@@ -1,0 +1,123 @@
+"""RLJobs, their pods and events, as one person may see them.
+
+Every read and change carries the person's own token, so the API server's rules decide, not the console's. The console's
+service account only asks whose token it is (TokenReview).
+"""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import httpx2
+from lightkube import AsyncClient, KubeConfig
+from lightkube.config.models import User
+from lightkube.core.exceptions import ApiError
+from lightkube.generic_resource import create_global_resource, create_namespaced_resource
+from lightkube.types import PatchType
+
+from crescendo.common.errors import CrescendoError
+
+TIMEOUT_S: Final = 15.0
+JOB_LABEL: Final = "rl.crescendo.dev/job"
+_JOBS: Final[Any] = create_namespaced_resource("rl.crescendo.dev", "v1alpha1", "RLJob", "rljobs")
+_PODS: Final[Any] = create_namespaced_resource("", "v1", "Pod", "pods")
+_EVENTS: Final[Any] = create_namespaced_resource("", "v1", "Event", "events")
+_TOKEN_REVIEW: Final[Any] = create_global_resource("authentication.k8s.io", "v1", "TokenReview", "tokenreviews")
+Manifest = dict[str, Any]
+
+
+class ClusterRefusal(CrescendoError):
+    """The API server's answer was no. code: HTTP status; 0: it could not be reached."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Person:
+    """Who a token belongs to."""
+
+    name: str
+    token: str
+
+
+class Doorkeeper:
+    """Says whose token it is, with the console's own rights."""
+
+    def __init__(self) -> None:
+        self._client: Any = AsyncClient(config=KubeConfig.from_env(), trust_env=False)
+
+    async def admit(self, token: str) -> Person | None:
+        """The token's owner; None when the API server does not know it."""
+        review = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "metadata": {}}
+        answer = await _asked(self._client.create(_TOKEN_REVIEW({**review, "spec": {"token": token}})))
+        status: Mapping[str, Any] = answer.get("status") or {}
+        if not status.get("authenticated"):
+            return None
+        return Person(str((status.get("user") or {}).get("username", "")), token)
+
+    async def close(self) -> None:
+        """Ends the connections."""
+        await self._client.close()
+
+
+class JobReader:
+    """The cluster as a person sees it; made for one request."""
+
+    def __init__(self, person: Person) -> None:
+        found = KubeConfig.from_env().get()
+        if found is None:
+            raise ClusterRefusal("the console knows no cluster.", 0)
+        config = KubeConfig.from_one(cluster=found.cluster, user=User(token=person.token))
+        self._client: Any = AsyncClient(config=config, trust_env=False)
+
+    async def jobs(self, namespace: str) -> list[Manifest]:
+        """All RLJobs of a namespace, "*" for every one."""
+        return sorted(await self._list(_JOBS, namespace, {}), key=_age)
+
+    async def job(self, namespace: str, name: str) -> Manifest:
+        """One RLJob."""
+        return dict(await _asked(self._client.get(_JOBS, name, namespace=namespace)))
+
+    async def pods(self, namespace: str, name: str) -> list[Manifest]:
+        """The pods of a job."""
+        return await self._list(_PODS, namespace, {JOB_LABEL: name})
+
+    async def events(self, namespace: str, uid: str) -> list[Manifest]:
+        """The events on a job, newest last."""
+        found = await self._list(_EVENTS, namespace, {}, {"involvedObject.uid": uid})
+        return sorted(found, key=lambda event: str(event.get("eventTime") or event.get("lastTimestamp") or ""))
+
+    async def change(self, namespace: str, name: str, spec: Manifest) -> None:
+        """Changes fields of a job's spec."""
+        await _asked(self._client.patch(_JOBS, name, {"spec": spec}, namespace=namespace, patch_type=PatchType.MERGE))
+
+    async def close(self) -> None:
+        """Ends the connections."""
+        await self._client.close()
+
+    async def _list(
+        self, kind: Any, namespace: str, labels: Mapping[str, str], fields: Mapping[str, str] | None = None
+    ) -> list[Manifest]:
+        async def collect() -> list[Manifest]:
+            items = self._client.list(kind, namespace=namespace, labels=dict(labels), fields=dict(fields or {}))
+            return [dict(item) async for item in items]
+
+        found: list[Manifest] = await _asked(collect())
+        return found
+
+
+def _age(job: Manifest) -> tuple[str, str, str]:
+    metadata = job["metadata"]
+    return str(metadata["namespace"]), str(metadata.get("creationTimestamp", "")), str(metadata["name"])
+
+
+async def _asked(call: Any) -> Any:
+    try:
+        return await asyncio.wait_for(call, TIMEOUT_S)
+    except ApiError as error:
+        raise ClusterRefusal(str(error), error.response.status_code if error.response is not None else 0) from None
+    except (httpx2.HTTPError, OSError, TimeoutError) as error:
+        raise ClusterRefusal(f"the API server cannot be reached: {error}", 0) from None
