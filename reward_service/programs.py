@@ -11,14 +11,14 @@ link that never comes to an end, gets its lowest value. The sandbox is opened wh
 import asyncio
 from collections.abc import Sequence
 
-from crescendo.common.errors import CrescendoError, DeadlineError, RequestError
+from crescendo.common.errors import CrescendoError, DeadlineError, RequestError, WorkerLostError
 from crescendo.common.rpc import to_detail
 from crescendo.proto.v1 import common_pb2, reward_pb2
 from crescendo.reward_service.judge.messages import outcome_message, read_program
 from crescendo.reward_service.judge.together import together
 from crescendo.reward_service.sandbox.opening import Opened, open_sandbox
 from crescendo.reward_service.sandbox.options import SandboxOptions
-from crescendo.reward_service.sandbox.protocol import MIB, Limits, Posture
+from crescendo.reward_service.sandbox.protocol import MIB, Ending, Limits, Posture
 from crescendo.reward_service.scorers import SANDBOX_SCORERS
 from crescendo.reward_service.workers import Pool, Step
 
@@ -128,6 +128,9 @@ class ProgramGrading:
             _condemn(item, runs.link, result, error.message)
             return False
         outcomes = await together(sandbox.run(program, remaining_s) for program in programs)
+        for outcome in outcomes:
+            if outcome.ending is Ending.SANDBOX_ERROR:
+                raise WorkerLostError(f"a program of item {item.item_id} could not be run: {outcome.reason}")
         ended.outcomes.extend(outcome_message(outcome) for outcome in outcomes)
         if ended.ByteSize() > MAX_OUTCOMES_BYTES:
             _condemn(item, runs.link, result, "its programs wrote too much")
