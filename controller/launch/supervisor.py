@@ -95,12 +95,13 @@ class _Silence:
 
 @dataclass
 class Supervisor:
-    """Watches a fleet. tell: where events go; gave_up: why the run cannot go on, when that is so."""
+    """Watches a fleet. tell: where events go; gave_up: why the run cannot go on, once given_up is set."""
 
     fleet: Fleet
     config: Config
     tell: Tell
     gave_up: CrescendoError | None = None
+    given_up: asyncio.Event = field(default_factory=asyncio.Event)
     _task: asyncio.Task[None] | None = None
     _silences: dict[str, _Silence] = field(default_factory=dict)
     _repairs: dict[str, asyncio.Task[None]] = field(default_factory=dict)
@@ -287,7 +288,9 @@ class Supervisor:
             except CrescendoError as error:
                 self.tell(f"{name}.replace_failed", f"{what}: {error}", severity="warning", attempt=attempts.count)
                 if attempts.exhausted:
-                    self.gave_up = error if fatal else self.gave_up
+                    if fatal:
+                        self.gave_up = error
+                        self.given_up.set()
                     self.tell(f"{name}.given_up", f"{what}: given up after {attempts.count} attempts", severity="error")
                     raise
             else:

@@ -11,7 +11,7 @@ engines by Rollouts and Parts. Everything else ends the run with its error.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,7 +95,7 @@ class Session:
         furthest = self._reached()
         while True:
             try:
-                await self._attempt(first=not attempts.total)
+                await self._unless_given_up(self._attempt(first=not attempts.total))
             except CrescendoError as error:
                 if self._reached() > furthest:
                     furthest = self._reached()
@@ -113,6 +113,18 @@ class Session:
                 await asyncio.sleep(wait_s)
             else:
                 return
+
+    async def _unless_given_up(self, attempt: Coroutine[Any, Any, None]) -> None:
+        """Awaits the attempt; ends it when something that it cannot do without is given up."""
+        tasks = [asyncio.create_task(attempt), asyncio.create_task(self.supervisor.given_up.wait())]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if tasks[0].done():
+                tasks[0].result()
+            elif self.supervisor.gave_up is not None:
+                raise self.supervisor.gave_up
+        finally:
+            await cancel(tasks)
 
     def _reached(self) -> tuple[int, int, int, int]:
         """How far the run has got; grows with every iteration, commit and step."""

@@ -25,6 +25,7 @@ R = TypeVar("R")
 TELL_EVERY_S = 30.0
 FIRST_PROBE_S = 0.25
 LAST_PROBE_S = 5.0
+CANCEL_AGAIN_S = 1.0
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 _REASONS: dict[type[CrescendoError], str] = {
@@ -108,10 +109,12 @@ class Patience:
 
 
 async def cancel(tasks: Sequence["asyncio.Task[Any] | None"]) -> None:
-    """Cancels tasks and waits for their end."""
+    """Cancels tasks and waits for their end; again and again, since a client library may swallow a cancellation."""
     running = [task for task in tasks if task is not None]
-    for task in running:
-        task.cancel()
+    while pending := [task for task in running if not task.done()]:
+        for task in pending:
+            task.cancel()
+        await asyncio.wait(pending, timeout=CANCEL_AGAIN_S)
     await asyncio.gather(*running, return_exceptions=True)
 
 
