@@ -20,7 +20,7 @@ SMOLLM2 := models/smollm2-135m-instruct
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo setup test test-unit lint format proto docs crd chart bench model-smollm2 requirements clean distclean python
+.PHONY: help demo setup test test-cluster test-unit lint format proto docs crd chart bench model-smollm2 requirements clean distclean python
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,10 @@ setup: $(STAMP)-project ## create or update the environment (GPU=1: CUDA builds)
 
 test: setup $(SMOLLM2)/config.json ## run every test: the fast ones first, the recipes whole at the end
 	$(BIN)/pytest $(TESTS)
+
+test-cluster: setup ## run the tests on a real Kubernetes, built from the Go module proxy (needs Go; ten minutes cold)
+	$(BIN)/python -m tests.cluster.kube.build
+	$(BIN)/pytest tests/cluster
 
 test-unit: setup ## run the unit and contract tests
 	$(BIN)/pytest $(wildcard tests/unit tests/contract)

@@ -95,7 +95,7 @@ class ControlPlane:
                 "metadata": {
                     "name": f"fake-{number}",
                     "annotations": {"kwok.x-k8s.io/node": "fake"},
-                    "labels": {"kubernetes.io/os": "linux"},
+                    "labels": {"kubernetes.io/os": "linux", "kubernetes.io/hostname": f"fake-{number}"},
                 },
                 "status": {"allocatable": capacity, "capacity": capacity},
             }
