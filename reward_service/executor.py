@@ -95,7 +95,12 @@ async def start(spec: ServiceSpec) -> RunningExecutor:
         max_queued=options.listen.max_queued_items,
     )
     listen = options.listen
-    sandbox = SandboxOptions(Floor.parse(listen.sandbox_floor), listen.sandbox_jail, listen.sandbox_programs)
+    sandbox = SandboxOptions(
+        Floor.parse(listen.sandbox_floor),
+        listen.sandbox_jail,
+        listen.sandbox_programs,
+        interpreter=listen.sandbox_interpreter,
+    )
     programs = ProgramGrading(pool, sandbox)
     metrics = MetricsServer(lambda: executor_families(pool, programs))
     servicer = ExecutorServicer(spec.worker_id, pool, programs, options.grading.item_deadline_s)

@@ -31,6 +31,7 @@ class ListenOptions:
     sandbox_floor: str = option("shared-kernel/landlock", "weakest boundary and jail in which programs run")
     sandbox_jail: str = option("auto", "jail of programs; auto is the strongest that works")
     sandbox_programs: int = option(0, "programs at once; 0 is one a core", at_least=0)
+    sandbox_interpreter: str = option("", "Python that programs run in; empty is the one beneath this environment")
     scorers: str = option("", "scorers that will be used, comma-separated, to load their libraries ahead; empty: all")
 
 

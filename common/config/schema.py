@@ -101,6 +101,20 @@ class RewardsConfig:
 
 
 @dataclass
+class SandboxConfig:
+    """Where programs that a model wrote run; below the floor they do not run. See docs/security.md."""
+
+    floor: str = setting(
+        "shared-kernel/landlock",
+        "weakest boundary (shared-kernel, gvisor, kata) and jail (landlock, namespaces, runsc), with a slash between",
+        pattern=r"(shared-kernel|gvisor|kata)/(landlock|namespaces|runsc)",
+    )
+    jail: str = setting("auto", "`auto`: the strongest that works", choices=("auto", "runsc", "namespaces", "landlock"))
+    programs: int = setting(0, "programs at once; 0 is one a core", at_least=0)
+    interpreter: str = setting("", "Python that programs run in; empty: the one beneath this environment")
+
+
+@dataclass
 class RewardServiceConfig:
     """Processes that score model output."""
 
@@ -112,6 +126,7 @@ class RewardServiceConfig:
         0.01, "share of correct verdicts graded again in a fresh worker", at_least=0, at_most=1
     )
     attempts: int = setting(3, "tries before an item is excluded", at_least=1)
+    sandbox: SandboxConfig = setting(SandboxConfig, "where programs run")
 
 
 @dataclass
@@ -167,7 +182,11 @@ class TrainerConfig:
     data_parallel: int = setting(1, "data parallel size", at_least=1)
     threads: int = setting(0, "CPU threads a rank; 0: all cores", at_least=0)
     max_tokens_per_micro_batch: int = setting(8192, "padded or packed tokens in one forward pass", at_least=1)
-    weight_channel: str = setting("shm", "how weights travel", choices=("shm", "disk"))
+    weight_channel: str = setting(
+        "shm",
+        "how weights travel: shm and ipc within a machine, tcp and nccl between machines, disk by a shared volume",
+        choices=("shm", "tcp", "disk", "ipc", "nccl"),
+    )
 
 
 @dataclass

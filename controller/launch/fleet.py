@@ -163,7 +163,9 @@ class Fleet:
     async def _start_reward(self) -> None:
         rewards = self.config.rewards
         links = [link for chain in (*rewards.chains.values(), rewards.group) for link in chain]
-        options = {key: str(value) for key, value in vars(self.config.reward_service).items()}
+        settings = dict(vars(self.config.reward_service))
+        settings |= {f"sandbox_{key}": value for key, value in vars(settings.pop("sandbox")).items()}
+        options = {key: str(value) for key, value in settings.items()}
         options["scorers"] = ",".join(sorted({link.scorer for link in links}))
         executor = await self._launch(self._spec("executor", 0, token="", options=options))
         assert executor.client is not None
