@@ -7,6 +7,7 @@ import time
 import pytest
 
 from crescendo.reward_service.sandbox.protocol import Ending, Limits, Program, Sandbox
+from tests.attacks.document import DOCUMENT, document
 from tests.attacks.host import Host, cgroup_members, processes_below
 from tests.attacks.suite import Case, load_cases
 
@@ -71,3 +72,9 @@ def test_suite_is_large_enough() -> None:
     groups = {case.group for case in load_cases()}
     assert len(load_cases()) >= 80
     assert groups >= {"limits", "reads", "writes", "network", "cross_run", "kernel", "hacking"}
+
+
+def test_security_document_is_fresh() -> None:
+    """docs/security.md has the table of these cases."""
+    text = DOCUMENT.read_text()
+    assert text == document(text), "stale: run `python -m tests.attacks.document`"
