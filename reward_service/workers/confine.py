@@ -1,8 +1,8 @@
 """What a worker process puts on before it reads model text, and what children of the service start with.
 
 The jail is called `process`: resource limits, no privileges, no capabilities, no network where user
-namespaces are permitted, no inherited descriptors, an allow-listed environment. The kernel is shared, and the
-file system is readable as the service's user sees it.
+namespaces are permitted, no inherited descriptors, an allow-listed environment. The kernel is shared; files.py takes
+the file system away where the kernel can.
 """
 
 import contextlib

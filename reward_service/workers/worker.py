@@ -19,6 +19,7 @@ from crescendo.reward_service.judge.messages import program_message, read_outcom
 from crescendo.reward_service.sandbox import protocol
 from crescendo.reward_service.scorers import Outcome, Sample, SandboxScorer, Scorer, resolve_chain
 from crescendo.reward_service.workers import confine
+from crescendo.reward_service.workers.files import restrict_files
 from crescendo.reward_service.workers.frames import FrameReader, frame
 
 MAX_TASK_BYTES = 64 * confine.MIB
@@ -36,6 +37,7 @@ def run_worker(descriptor: int, memory_bytes: int, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     confine.close_descriptors(keep=descriptor)
     confine.confine(memory_bytes)
+    restrict_files()
     confine.die_with_parent(signal.SIGKILL, parent)  # after the change of credentials, which may clear it
     random.seed()
     gc.enable()

@@ -4,6 +4,9 @@ Same inputs, same settings, in turns: `python tests/bench/bench_math.py` prints 
 over gRPC through both services with the hard kill on; `baseline` is a loop over parse and verify without any
 time-out. The target for `ratio` is 0.9. `agreement` is the share of equal verdicts. `scorer_ratio` compares
 with our own scorer in such a loop: what the two services and the pool cost, without what extraction gains.
+
+`poison` is the other figure: a batch of which 1 % never end, against the same batch without them. Its time must be at
+most 1.1 times the clean batch's plus the deadlines of the poison, shared by the workers: `poison_share` at most 1.
 """
 
 import argparse
@@ -28,6 +31,8 @@ from crescendo.proto.v1 import common_pb2, reward_pb2, reward_pb2_grpc
 START_S = 120.0
 TOKEN = "bench"
 Pair = tuple[str, str]
+POISON = r"\boxed{99999999999!}"
+POISON_DEADLINE_S = 1.0
 
 THOUGHTS = (
     "We first write the equation again and collect the terms on the left side.",
@@ -170,15 +175,40 @@ async def connect(address: str) -> Client[reward_pb2_grpc.RewardServiceStub]:
     return Client(Endpoint(address, TOKEN), reward_pb2_grpc.RewardServiceStub)
 
 
-async def grade(client: Client[reward_pb2_grpc.RewardServiceStub], pairs: list[Pair]) -> list[bool]:
-    """Verdicts of the service, in order."""
+async def grade(
+    client: Client[reward_pb2_grpc.RewardServiceStub], pairs: list[Pair], deadline_s: float = 0.0
+) -> list[bool]:
+    """Verdicts of the service, in order. deadline_s: of one item; 0 is the service's default."""
     chain = [reward_pb2.ScorerSpec(name="math_answer", weight=1.0)]
     items = [
         reward_pb2.ScoreItem(item_id=str(i), response=response.encode(), gold_answers=[gold], chain=chain)
         for i, (gold, response) in enumerate(pairs)
     ]
-    response = await client.call(client.stub.Score, reward_pb2.ScoreRequest(items=items), timeout_s=300.0)
+    response = await client.call(
+        client.stub.Score, reward_pb2.ScoreRequest(items=items, deadline_seconds=deadline_s), timeout_s=900.0
+    )
     return [result.components[0].verdict == common_pb2.VERDICT_CORRECT for result in response.results]
+
+
+def poisoned(pairs: list[Pair], seed: int) -> list[Pair]:
+    """The same with 1 % of the responses replaced by work without end."""
+    places = set(random.Random(seed).sample(range(len(pairs)), len(pairs) // 100))
+    return [(gold, POISON if place in places else response) for place, (gold, response) in enumerate(pairs)]
+
+
+def poison_figures(grade_all: Callable[[list[Pair]], list[bool]], num_pairs: int, cores: int) -> dict[str, float]:
+    """How long the clean and the poisoned batch take, and the poisoned one's share of what it may."""
+    pairs = make_pairs(num_pairs, seed=99)
+    _, clean = timed(grade_all, pairs)
+    verdicts, rate = timed(grade_all, poisoned(pairs, seed=7))
+    clean_s, poisoned_s = num_pairs / clean, num_pairs / rate
+    allowed_s = 1.1 * clean_s + (num_pairs // 100) * POISON_DEADLINE_S / cores
+    return {
+        "clean_s": round(clean_s, 2),
+        "poisoned_s": round(poisoned_s, 2),
+        "poison_share": round(poisoned_s / allowed_s, 3),
+        "poison_right": sum(verdicts),
+    }
 
 
 def timed(action: Callable[[list[Pair]], list[bool]], pairs: list[Pair]) -> tuple[list[bool], float]:
@@ -188,8 +218,8 @@ def timed(action: Callable[[list[Pair]], list[bool]], pairs: list[Pair]) -> tupl
     return verdicts, len(pairs) / (time.perf_counter() - started_s)
 
 
-def measure(num_pairs: int, rounds: int, cores: int) -> dict[str, object]:
-    """Runs all in turns, after one round of warm-up, and returns the medians."""
+def measure(num_pairs: int, rounds: int, cores: int, batch: int) -> dict[str, object]:
+    """Runs all in turns, after one round of warm-up, and returns the medians; then the poisoned batch."""
     rates: dict[str, list[float]] = {"ours": [], "baseline": [], "scorer": []}
     agreements: list[float] = []
     with tempfile.TemporaryDirectory() as folder, asyncio.Runner() as runner:
@@ -209,6 +239,7 @@ def measure(num_pairs: int, rounds: int, cores: int) -> dict[str, object]:
                 if turn:
                     for name, (_, rate) in found.items():
                         rates[name].append(rate)
+            poison = poison_figures(lambda pairs: runner.run(grade(client, pairs, POISON_DEADLINE_S)), batch, cores)
         finally:
             runner.run(client.close())
             for running in (services, baseline, scorer):
@@ -228,6 +259,7 @@ def measure(num_pairs: int, rounds: int, cores: int) -> dict[str, object]:
         "cores": cores,
         "pairs": num_pairs,
         "rounds": rounds,
+        "poison": poison,
     }
 
 
@@ -237,8 +269,9 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--batch", type=int, default=10_000, help="items of the batch that is poisoned")
     arguments = parser.parse_args()
-    print(json.dumps(measure(arguments.pairs, arguments.rounds, arguments.cores)))
+    print(json.dumps(measure(arguments.pairs, arguments.rounds, arguments.cores, arguments.batch)))
 
 
 if __name__ == "__main__":
