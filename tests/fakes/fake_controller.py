@@ -206,6 +206,11 @@ class FakeRun(controller_pb2_grpc.ControllerServiceServicer):
         return controller_pb2.PromoteStageResponse(stage=STAGES[self.stage][0])
 
     @guarded
+    async def ScaleEngines(self, request, context):
+        self.verbs.write({"verb": "scale", "num_engines": request.num_engines})
+        return controller_pb2.ScaleEnginesResponse()
+
+    @guarded
     async def StopRun(self, request, context):
         self.verbs.write({"verb": "stop", "commit": request.commit})
         if os.environ.get("CRESCENDO_FAKE") != "deaf":

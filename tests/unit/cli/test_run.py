@@ -251,6 +251,8 @@ def test_verbs_status_and_watch(workplace: Workplace) -> None:
     assert workplace.call_here("unpause", "runs/try")[0] == 0
     code, text = workplace.call_here("promote", "--stage", "medium")
     assert (code, "enters stage medium" in text) == (0, True)
+    code, text = workplace.call_here("scale", "--engines", "3")
+    assert (code, "with 3 engines" in text) == (0, True)
     code, text = workplace.call_here("resume", "try")
     assert (code, "is running already" in text) == (2, True)
     assert workplace.call_here("stop", "--no-commit")[0] == 0
@@ -259,7 +261,7 @@ def test_verbs_status_and_watch(workplace: Workplace) -> None:
     seen, _ = watching.communicate(timeout=LIMIT_S)
     assert watching.returncode == 0, seen
     assert "short left by manual for medium" in seen
-    assert [row["verb"] for row in workplace.verbs()] == ["pause", "resume", "promote", "stop"]
+    assert [row["verb"] for row in workplace.verbs()] == ["pause", "resume", "promote", "scale", "stop"]
     assert workplace.verbs()[-1]["commit"] is False
     code, text = workplace.call_here("pause")
     assert (code, "has no living controller" in text) == (2, True)
