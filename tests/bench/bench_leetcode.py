@@ -47,7 +47,7 @@ RULES = Rules(Budget(case_s=4.0, total_s=10.0))
 QUICK_RULES = Rules(Budget(case_s=1.0, total_s=2.0))  # for programs that are mostly wrong, and often endless
 CHUNK = 100
 SAY_EVERY_S = 5.0
-MAX_LISTED = 40
+MAX_LISTED = 200
 
 # Gives a forgery, whose method is `solve`, the name under which a check calls it.
 ADAPTER = """
