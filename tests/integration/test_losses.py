@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -19,7 +20,11 @@ import pytest
 import redis
 
 from crescendo.buffer import EmbeddedServer
+from crescendo.common.service import RunningService, ServiceSpec
 from crescendo.controller import app
+from crescendo.rollout.engine.base import Output
+from crescendo.rollout.engine.scripted import ScriptedEngine
+from crescendo.rollout.service import start as start_rollout
 from tests.integration.light_run import _PRELOADED, Life, LightRun, live
 
 pytestmark = pytest.mark.timeout(120)
@@ -30,6 +35,32 @@ STEP_S = 0.01  # of the scripted engine: a rollout lasts long enough to be hit
 def live_taking_over(life: Life) -> None:
     """A life that takes the folder from whoever has it."""
     app.run_controller = partial(app.run_controller, take_over=True)  # type: ignore[assignment]
+    live(life)
+
+
+def live_with_a_mortal_engine(life: Life) -> None:
+    """A life whose second engine dies in the tenth step of a rollout; what replaces it does not."""
+    from tests.integration import light_controller
+
+    step = ScriptedEngine.step
+    steps_left = [10]
+
+    def mortal_step(engine: ScriptedEngine) -> list[Output]:
+        rolls_out = any(not name.startswith("generate-") for name in engine._running)
+        if "mortal" in engine._settings.options and rolls_out:
+            steps_left[0] -= 1
+            if not steps_left[0]:
+                raise RuntimeError("the tenth step")
+        return step(engine)
+
+    async def start(spec: ServiceSpec) -> RunningService:
+        options = {**spec.options, "scripted.step_s": str(STEP_S)}
+        if spec.worker_id == "rollout-1" and spec.incarnation == 0:
+            options["mortal"] = "yes"
+        return await start_rollout(replace(spec, options=options))
+
+    ScriptedEngine.step = mortal_step  # type: ignore[method-assign]
+    light_controller.STARTERS["rollout"] = start
     live(life)
 
 
@@ -105,6 +136,21 @@ def test_an_embedded_valkey_that_dies_or_hangs_is_started_again(
     assert ("ended" in lost["message"]) == (blow == signal.SIGKILL)
     assert [event["facts"]["worker"] for event in run.events("worker.replaced")] == ["buffer"]
     assert not run.events("run.recovering")
+    assert_trained_once(run)
+
+
+def test_an_engine_alone_is_replaced_while_the_others_go_on(tmp_path: Path, living: list[Living]) -> None:
+    run = LightRun.prepare(tmp_path, "rollout.num_engines=2", "steps.1.rl.stages.0.samples_per_prompt=8")
+    living.append(life := Living(run, live_with_a_mortal_engine))
+    assert life.end() == 0, run.last_words()
+    (lost,) = run.events("worker.lost")
+    assert lost["facts"]["worker"] == "rollout-1"
+    assert len(run.events("trajectory.given_back")) == 1
+    assert [event["facts"]["worker"] for event in run.events("worker.replaced")] == ["rollout-1"]
+    assert not run.events("run.recovering")
+    assert not run.events("batch.retrained")
+    served = {(row["worker_id"], row["version"]) for row in run.rows(run.folder.attestations)}
+    assert any(worker.startswith("rollout-1.1") for worker, _ in served)
     assert_trained_once(run)
 
 

@@ -61,7 +61,7 @@ def test_an_engine_that_dies_at_start_is_named_and_leaves_nothing(tmp_path: Path
 
 
 def test_whatever_is_lost_in_whatever_phase_is_replaced_and_the_run_finishes(tmp_path: Path) -> None:
-    run = RunProcess.start(tmp_path, "losses", "steps.0.sft.steps=120", "deadlines.heartbeat_s=9")
+    run = RunProcess.start(tmp_path, "losses", "steps.0.sft.steps=120", "deadlines.heartbeat_s=25")
 
     def lose(blow: signal.Signals, pid: int, worker: str) -> None:
         known = len(run.events("worker.replaced"))
