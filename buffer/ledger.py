@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 _GROUPS_PER_CALL = 64
 _WATERMARK = 0.95  # of maxmemory: queues, records and replies need some too
+_LONGEST_LEASE_MS = 2**32 - 1  # what a record's column holds: seven weeks
 _ITEMS_PER_CALL = 128  # the server works on one call while the next is packed
 
 
@@ -81,7 +82,14 @@ class Ledger(Trajectories):
 
         async def attempt() -> list[bytes]:
             rows: list[bytes] = await self._client.run(
-                "claim", fence, worker_id, limit, int(1000 * lease_s), iteration, max_spans, self._nonce()
+                "claim",
+                fence,
+                worker_id,
+                limit,
+                min(int(1000 * lease_s), _LONGEST_LEASE_MS),
+                iteration,
+                max_spans,
+                self._nonce(),
             )
             return rows
 
@@ -89,6 +97,8 @@ class Ledger(Trajectories):
         return await self._undamaged(fence, await self._load_leased(rows))
 
     async def flush(self, fence: common_pb2.Fence, worker_id: str, updates: Sequence[Update]) -> list[TrajectoryId]:
+        for update in updates:
+            packing.check_update(update)  # all of them, before anything is sent
         chunks = list(_chunks(updates))
 
         def calls() -> Iterator[list[Argument]]:

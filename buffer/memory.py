@@ -1,8 +1,8 @@
 """The experience buffer in the process: for controller tests and simulation.
 
-Keeps the promises of RedisBuffer but durability; lives and dies with its object. Not for use by several
-threads. Every method runs without a suspension between reading and writing, so tasks of one event loop never
-see half a change.
+Keeps the promises of RedisBuffer but durability and admission (it takes every group); lives and dies with its
+object. Not for use by several threads. Every method runs without a suspension between reading and writing, so
+tasks of one event loop never see half a change.
 """
 
 import asyncio

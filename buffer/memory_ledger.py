@@ -1,6 +1,6 @@
 """The ledger of MemoryBuffer: states of groups and trajectories, their queues and counters, in plain objects.
 
-Follows buffer/scripts/prelude.lua step by step, so that both buffers agree on every state.
+Follows buffer/scripts/prelude_records.lua step by step, so that both buffers agree on every state.
 """
 
 from collections import Counter

@@ -59,11 +59,10 @@ def check_update(update: Update) -> None:
 
 
 def pack_updates(updates: Sequence[Update]) -> tuple[list[GroupId], bytes, list[bytes]]:
-    """Updates as flush.lua takes them: groups, a row of UPDATE each, segments of those with tokens."""
+    """Updates, checked before, as flush.lua takes them: groups, a row of UPDATE each, segments of those with tokens."""
     groups = GroupNumbers()
     rows, segments = [], []
     for update in updates:
-        check_update(update)
         segment, count, version = update.segment, 0, 0
         if segment is not None and (count := len(segment.token_ids)):
             segments.append(pack_segment(segment))

@@ -44,7 +44,7 @@ STATES = (
     TrajectoryState.SCORED,
     TrajectoryState.DROPPED,
 )
-"""A state's number in a record -> what the buffer's users call it (prelude.lua, NAMES)."""
+"""A state's number in a record -> what the buffer's users call it (prelude_records.lua, NAMES)."""
 
 CODES = {TrajectoryState.LEASED: 2, TrajectoryState.PARKED: 3, TrajectoryState.FINISHED: 5}
 """States that a worker may ask for, by number."""

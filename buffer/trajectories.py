@@ -29,6 +29,7 @@ BYTES_PER_TOKEN = 9
 BYTES_PER_CALL = 8 * 2**20
 """A script blocks the server while it runs: this keeps it to some milliseconds."""
 
+_KNOWN_PER_READ = 128  # of known size; the server works on one call while the answer to the last is read
 _TRAJECTORIES_PER_READ = 64  # of 24K tokens: 14 MB, which the server assembles in some 10 ms
 _GROUPS_PER_READ = 16
 
@@ -137,7 +138,7 @@ def _bounded(answer: Sequence[bytes]) -> Iterator[list[tuple[GroupId, list[int]]
         group = GroupId(answer[i].decode())
         runs.append((group, []))
         for sample, tokens in records.TAKEN.iter_unpack(answer[i + 1]):
-            if num_bytes > BYTES_PER_CALL or number == _TRAJECTORIES_PER_READ:
+            if num_bytes > BYTES_PER_CALL or number == _KNOWN_PER_READ:
                 yield [run for run in runs if run[1]]
                 runs, num_bytes, number = [(group, [])], 0, 0
             runs[-1][1].append(sample)
