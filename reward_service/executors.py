@@ -15,6 +15,7 @@ import asyncio
 import ipaddress
 import logging
 import socket
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -62,7 +63,7 @@ class Member:
         self.client = Client(Endpoint(address, is_open=True), reward_pb2_grpc.ExecutorServiceStub)
         self.num_items = 0
         self.num_calls = 0
-        self.free_at_s = 0.0  # loop time before which it is left alone
+        self.free_at_s = 0.0  # monotonic time before which it is left alone
         self._pause_s = FIRST_PAUSE_S
 
     async def execute(self, request: reward_pb2.ExecuteRequest, timeout_s: float) -> Graded:
@@ -216,4 +217,4 @@ def _is_name(target: str) -> bool:
 
 
 def _now_s() -> float:
-    return asyncio.get_running_loop().time()
+    return time.monotonic()  # not the loop's: metrics are read in a thread
