@@ -38,6 +38,11 @@ class Case:
     holes: dict[int, int]
 
     @property
+    def calls(self) -> Sequence[int]:
+        """The calls whose answers it is about."""
+        return tuple(self.holes.values())
+
+    @property
     def comparator(self) -> str:
         """What compares: ==, is_same_tree, <, ..."""
         if isinstance(self.test, ast.Compare):
@@ -55,12 +60,30 @@ class Case:
 
 
 @dataclass(frozen=True)
+class EqualCase:
+    """An answer that must equal one of some values, as APPS compares: tuples count as lists."""
+
+    call: int
+    accepted: tuple[object, ...]
+
+    @property
+    def calls(self) -> Sequence[int]:
+        """The call whose answer it is about."""
+        return (self.call,)
+
+    def holds(self, answers: Sequence[object]) -> bool:
+        """Whether the answer is one of the accepted."""
+        found = answers[self.call]
+        return (list(found) if isinstance(found, tuple) else found) in self.accepted
+
+
+@dataclass(frozen=True)
 class FunctionalTests:
     """Tests of a function: which one, the calls, and what must be true of the answers."""
 
     entry: Entry
     calls: tuple[Call, ...]
-    cases: tuple[Case, ...]
+    cases: tuple[Case | EqualCase, ...]
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ def judge_functional(tests: FunctionalTests, outcome: Outcome) -> Judged:
     passed: list[bool] = []
     told: list[str] = []
     for case in tests.cases:
-        why = next((causes[call] for call in case.holes.values() if causes[call]), "")
+        why = next((causes[call] for call in case.calls if causes[call]), "")
         holds = not why and case.holds(values)
         passed.append(holds)
         told.append("" if holds else why or "an answer is not what the check expects")

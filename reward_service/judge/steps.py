@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from crescendo.common.errors import DataError
 from crescendo.proto.v1 import common_pb2
-from crescendo.reward_service.judge.checks import parse_check, split_check
-from crescendo.reward_service.judge.code_tests import CheckText, StdioTests, read_tests
+from crescendo.reward_service.judge.checks import FunctionalTests, parse_check, split_check
+from crescendo.reward_service.judge.code_tests import CheckText, FunctionTests, StdioTests, read_tests
 from crescendo.reward_service.judge.expressions import NotClosedError
 from crescendo.reward_service.judge.functional import Budget, functional_program, judge_functional
 from crescendo.reward_service.judge.inside.wire import WireError
@@ -44,6 +44,8 @@ def judge_step(source: str, tests: str, ended: Sequence[Outcome], rules: Rules) 
         found = read_tests(tests)
         if isinstance(found, StdioTests):
             return _stdio_step(source, found, ended, rules)
+        if isinstance(found, FunctionTests):
+            return _functional_step(source, found.for_program(source), ended, rules)
         return _check_step(source, found, ended, rules)
     except (DataError, NotClosedError) as error:
         return Judged(0, 0, common_pb2.VERDICT_UNSUPPORTED, str(error))
@@ -57,6 +59,10 @@ def _check_step(source: str, check: CheckText, ended: Sequence[Outcome], rules: 
     except NotClosedError:
         step = replay_step(source, split_check(check.source, check.entry_point), ended, rules.budget)
         return step if isinstance(step, Judged) else [step]
+    return _functional_step(source, tests, ended, rules)
+
+
+def _functional_step(source: str, tests: FunctionalTests, ended: Sequence[Outcome], rules: Rules) -> Step:
     if not ended:
         return [functional_program(source, tests.entry, tests.calls, rules.budget)]
     return judge_functional(tests, ended[0])

@@ -1,5 +1,7 @@
 """Functional tests judged end to end, with programs in child processes: right, wrong, and dishonest candidates."""
 
+import json
+
 import pytest
 
 from crescendo.proto.v1 import common_pb2
@@ -111,6 +113,21 @@ async def test_names_that_solutions_use_are_there() -> None:
         "check(Solution().f)"
     )
     assert (await judged(source, check)).is_correct
+
+
+@pytest.mark.parametrize(
+    ("source", "num_passed"),
+    [
+        ("def swap(a, b): return b, a", 2),
+        ("class Solution:\n    def swap(self, a, b): return [b, a]", 2),
+        ("def swap(a, b): return a, b", 0),
+        ("def swop(a, b): return b, a", 0),
+    ],
+)
+async def test_calls_and_results_as_apps_has_them(source: str, num_passed: int) -> None:
+    tests = {"fn_name": "swap", "inputs": [[1, 2], ["x", None]], "outputs": [[2, 1], [[None, "x"]]]}
+    found = await judged(source, json.dumps(tests))
+    assert (found.num_passed, found.num_cases) == (num_passed, 2)
 
 
 # What a stream can be made to hold, without any program.

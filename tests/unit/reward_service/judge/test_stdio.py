@@ -92,8 +92,10 @@ def test_forms_of_tests() -> None:
         '{"inputs": ["1"], "outputs": ["1"], "special_judge": true}',
         '{"functional": "assert f(1)", "checker": "def check(): ..."}',
         "{" * 100_000,
+        '{"fn_name": "f", "inputs": ["[1]"], "outputs": [1]}',
+        '{"fn_name": "f()", "inputs": [[1]], "outputs": [1]}',
     ],
-    ids=range(12),
+    ids=range(14),
 )
 def test_bad_tests_are_the_datas_fault(text: str) -> None:
     with pytest.raises(DataError):
