@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from crescendo.common.config.schema import Config
-from crescendo.common.errors import CrescendoError
+from crescendo.common.errors import CrescendoError, WorkerLostError
 from crescendo.controller.launch.fleet import Fleet
 from crescendo.controller.launch.worker import Worker
 
@@ -279,24 +279,30 @@ class Supervisor:
         self.see_to_losses()
         attempts = self.attempts(name)
         attempts.forget_old()
-        while True:
+        error: CrescendoError = WorkerLostError(f"{what} was lost {attempts.count} times in a row.")
+        while not attempts.exhausted:
             await asyncio.sleep(attempts.next_wait_s())
             begun = time.monotonic()
             self.tell(f"{name}.replacing", f"{what}: attempt {attempts.count}", attempt=attempts.count)
             try:
                 replaced = await replace()
-            except CrescendoError as error:
+            except CrescendoError as failure:
+                error = failure
                 self.tell(f"{name}.replace_failed", f"{what}: {error}", severity="warning", attempt=attempts.count)
-                if attempts.exhausted:
-                    if fatal:
-                        self.gave_up = error
-                        self.given_up.set()
-                    self.tell(f"{name}.given_up", f"{what}: given up after {attempts.count} attempts", severity="error")
-                    raise
             else:
                 seconds = time.monotonic() - begun
                 self.tell("worker.replaced", f"{what} is back after {seconds:.1f} s", worker=name, seconds=seconds)
                 return replaced
+        self.tell(f"{name}.given_up", f"{what}: given up after {attempts.count} attempts", severity="error")
+        if fatal:
+            self.gave_up = error
+            self.given_up.set()
+        raise error
+
+    def progressed(self) -> None:
+        """The run got further: what was replaced on the way does well."""
+        for attempts in self._attempts.values():
+            attempts.forget()
 
 
 def has_room(folder: Path) -> bool:

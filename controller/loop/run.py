@@ -74,6 +74,7 @@ class Reinforcement:
         accuracy = await self._validate(iteration)
         failpoints.reach("validate.done")
         parts.state.iteration = iteration
+        parts.supervisor.progressed()
         facts = batches.facts_of(groups, rewards)
         known = {**asdict(facts), **trained} if groups else {}
         self._record(iteration, {**asdict(rolled), **asdict(synced), **known}, accuracy, time.monotonic() - begun)

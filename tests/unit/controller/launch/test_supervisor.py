@@ -240,6 +240,21 @@ async def test_what_cannot_be_repaired_is_given_up_with_its_reason() -> None:
     assert "no port 6" in str(watched.supervisor.gave_up)
 
 
+async def test_what_is_lost_again_and_again_without_progress_is_given_up() -> None:
+    reward = Service("reward-0", "reward")
+    watched = Watched(reward)
+
+    async def replace() -> None: ...
+
+    for _ in range(3):
+        await watched.supervisor.insist("reward", "the reward service", replace)
+    with pytest.raises(WorkerLostError, match="lost 3 times in a row"):
+        await watched.supervisor.insist("reward", "the reward service", replace)
+    assert watched.supervisor.given_up.is_set()
+    watched.supervisor.progressed()
+    await watched.supervisor.insist("reward", "the reward service", replace)
+
+
 @pytest.mark.parametrize("pid", [None, 7])
 async def test_a_dead_or_silent_valkey_is_started_again(pid: int | None) -> None:
     server = FakeServer(alive=False, pid=pid)
