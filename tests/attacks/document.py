@@ -39,7 +39,7 @@ def table() -> str:
 def _cell(case: Case, jail: str) -> str:
     expected = case.expected_of(jail)
     if case.tolerated_by(jail):
-        return "not stopped¹"
+        return expected.note
     if expected.ending == ("exited",):
         return "held"
     return "killed" if "exited" not in expected.ending else "held or killed"

@@ -36,13 +36,14 @@ JAILS = {
 @dataclass(frozen=True)
 class Expectation:
     """What must be seen. code: exit status, or `any`; says: must be in standard output; stdout: all of it, if given;
-    tolerates: what this jail is known to let pass, by the name after BROKEN."""
+    tolerates: what this jail is known to let pass, by the name after BROKEN; note: what the table says of that."""
 
     ending: tuple[str, ...] = ("exited",)
     code: int | str = 0
     says: str = "held"
     stdout: str | None = None
     tolerates: tuple[str, ...] = ()
+    note: str = "not stopped¹"
 
     def broken_by(self, outcome: Outcome) -> list[str]:
         """Everything that is not as expected."""
