@@ -60,7 +60,7 @@ from typing import Any
 from crescendo.buffer import ExperienceBuffer
 from crescendo.common import failpoints
 from crescendo.common.config.schema import Config
-from crescendo.common.errors import CheckpointError, StaleFenceError
+from crescendo.common.errors import CheckpointError, DiskFullError, StaleFenceError
 from crescendo.common.runfolder import RunFolder, write_atomically
 from crescendo.controller.launch import Worker
 from crescendo.controller.loop.board import Board
@@ -187,7 +187,9 @@ class Commits:
                 fence=fence, idempotency_key=f"save-{name}", path=str((self.folder.checkpoints / name).resolve())
             )
             timeout_s = self.config.deadlines.checkpoint_s
-            saved = await self.patience.through(lambda: trainer.call("SaveCheckpoint", request, timeout_s=timeout_s))
+            saved = await self.patience.through(
+                lambda: trainer.call("SaveCheckpoint", request, timeout_s=timeout_s), waits_for=(DiskFullError,)
+            )
             failpoints.reach("commit.saved")
             manifest = Manifest(
                 sequence=sequence,

@@ -34,6 +34,8 @@ _REASONS: dict[type[CrescendoError], str] = {
     WorkerLostError: "buffer cannot be reached",
 }
 
+WAITED_FOR = tuple(_REASONS)
+
 
 class Pulse:
     """Tells that the run still waits, and for what."""
@@ -68,19 +70,25 @@ class Patience:
         self._gave_up = gave_up
         self._stood_from = 0.0
 
-    async def through(self, act: Callable[[], Awaitable[R]]) -> R:
+    async def through(
+        self, act: Callable[[], Awaitable[R]], *, waits_for: tuple[type[CrescendoError], ...] = WAITED_FOR
+    ) -> R:
         """act's answer. It must be idempotent: it is tried again until it is taken.
 
-        Raises its last error when the limit passes, the run is stopped, or the buffer was given up.
+        waits_for: errors that stop the run, not the attempt. Where a lost worker can be another than the buffer, it
+        must not be among them: nobody brings that one back while the loop waits. Raises the last error when the limit
+        passes, the run is stopped, or the buffer was given up.
         """
         try:
             return await act()
-        except (BufferRefusedError, DiskFullError, WorkerLostError) as error:
+        except waits_for as error:
             first = error
         with self.standing(describe(first)):
-            return await self._insist(act, first)
+            return await self._insist(act, first, waits_for)
 
-    async def _insist(self, act: Callable[[], Awaitable[R]], error: CrescendoError) -> R:
+    async def _insist(
+        self, act: Callable[[], Awaitable[R]], error: CrescendoError, waits_for: tuple[type[CrescendoError], ...]
+    ) -> R:
         begun, wait_s = time.monotonic(), FIRST_PROBE_S
         while True:
             over = time.monotonic() - begun > self._limit_s or self._control.stop_requested
@@ -90,7 +98,7 @@ class Patience:
             wait_s = min(2 * wait_s, LAST_PROBE_S)
             try:
                 return await act()
-            except (BufferRefusedError, DiskFullError, WorkerLostError) as again:
+            except waits_for as again:
                 error = again
 
     @contextlib.contextmanager

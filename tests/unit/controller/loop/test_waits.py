@@ -73,6 +73,13 @@ async def test_the_run_stands_still_and_goes_on_where_it_was(board: Board, error
     assert not board.snapshot().paused
 
 
+async def test_a_lost_worker_that_is_not_the_buffer_is_not_waited_for(board: Board) -> None:
+    refusing = Refusing(DiskFullError("no room."), WorkerLostError("the trainer's process ended."))
+    with pytest.raises(WorkerLostError, match="trainer"):
+        await made(board).through(lambda: refusing.record_batch(None, "x"), waits_for=(DiskFullError,))
+    assert [event.kind for event in board.events] == ["run.standing", "run.going_on"]
+
+
 async def test_what_several_calls_wait_for_is_told_once(board: Board) -> None:
     buffer: Any = patient(cast(ExperienceBuffer, Refusing(*[FULL] * 6)), made(board))
     await asyncio.gather(*(buffer.record_batch(None, name) for name in "abc"))
