@@ -30,6 +30,7 @@ from crescendo.common.service import RunningService, ServiceSpec
 from crescendo.proto.v1 import common_pb2, rollout_pb2, rollout_pb2_grpc
 from crescendo.rollout.device import DeviceLease
 from crescendo.rollout.engine import EngineSettings, EngineThread, make_engine
+from crescendo.rollout.fetch import NodeCopy
 from crescendo.rollout.generate import GenerateCall
 from crescendo.rollout.ordered import OrderedPhase
 from crescendo.rollout.phase import RolloutPhase
@@ -55,7 +56,7 @@ class RolloutServicer(rollout_pb2_grpc.RolloutServiceServicer):
         self._engine = engine
         self._buffer = buffer
         self._decode = load_decode(Path(spec.model_path))
-        self._weights = WeightReceiver(engine)
+        self._weights = WeightReceiver(engine, NodeCopy(spec.run_id, spec.token))
         self._device = DeviceLease(engine, spec.device, config.deadlines.sync_s)
         self._fence = FenceGuard()
         self._phase: RolloutPhase | None = None
@@ -191,7 +192,7 @@ class RolloutServicer(rollout_pb2_grpc.RolloutServiceServicer):
             for call in list(self._generates):
                 call.end()
             await self._device.acquire()
-            attestation = await self._weights.update(request.manifest, self._deadlines.sync_s)
+            attestation = await self._weights.update(request.manifest, request.fence, self._deadlines.sync_s)
             self._attested = (request.idempotency_key, attestation)
         return rollout_pb2.UpdateWeightsResponse(attestation=attestation)
 

@@ -1,6 +1,7 @@
 """The receiving end of a weight update, and what proves it: the attestation.
 
-    UpdateWeights: map shards -> digest of every tensor (threads)  }  together -> canaries, through the
+    UpdateWeights: fetch what is elsewhere (fetch.py)
+                   map shards -> digest of every tensor (threads)  }  together -> canaries, through the
                                  engine.load_weights (its thread)  }               engine's forward pass
     Admit(version): the controller compared the attestation; only now the engine may work for the ledger
 
@@ -21,6 +22,7 @@ from crescendo.common.weights import manifest_digest, tensor_digest
 from crescendo.proto.v1 import common_pb2
 from crescendo.rollout.engine.shards import MappedShard, check_manifest, map_shards, tensor_bytes
 from crescendo.rollout.engine.thread import EngineThread
+from crescendo.rollout.fetch import NodeCopy
 
 DIGEST_PART_BYTES = 16 << 20  # digests are handed out in parts of this size
 
@@ -28,20 +30,25 @@ DIGEST_PART_BYTES = 16 << 20  # digests are handed out in parts of this size
 class WeightReceiver:
     """Knows which version the engine holds, and whether it was admitted."""
 
-    def __init__(self, engine: EngineThread, *, threads: int = 0) -> None:
-        """threads: that compute digests; 0: up to two, beside the engine's."""
+    def __init__(self, engine: EngineThread, copy: NodeCopy, *, threads: int = 0) -> None:
+        """copy: the node's; threads: that compute digests; 0: up to two, beside the engine's."""
         self._engine = engine
+        self._copy = copy
         workers = threads or min(2, os.cpu_count() or 1)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="digest")
         self.loaded_version = 0
         self.admitted = False
 
-    async def update(self, manifest: common_pb2.WeightManifest, deadline_s: float) -> common_pb2.Attestation:
+    async def update(
+        self, published: common_pb2.WeightManifest, fence: common_pb2.Fence, deadline_s: float
+    ) -> common_pb2.Attestation:
         """Loads a version and attests it; nothing is admitted until `admit`.
 
-        Raises RequestError for a manifest that cannot be loaded: the engine then holds no version.
+        Raises RequestError for a manifest that cannot be loaded: the engine then holds no version; WorkerLostError
+        or DeadlineError when its bytes cannot be fetched.
         """
         self.admitted = False
+        manifest = await asyncio.to_thread(self._copy.localize, published, fence, deadline_s)
         check_manifest(manifest)
         shards = await asyncio.to_thread(map_shards, manifest)
         digesting = asyncio.create_task(self._digests(manifest, shards))
@@ -55,6 +62,8 @@ class WeightReceiver:
             digests, digest_s = await digesting
         finally:
             digesting.cancel()
+        if digests != [tensor.digest for tensor in published.tensors] and manifest.channel != published.channel:
+            self._copy.discard(published)
         started_s = time.perf_counter()
         echoes = await self._engine.score([list(one.token_ids) for one in manifest.canaries], deadline_s)
         return common_pb2.Attestation(
@@ -94,8 +103,9 @@ class WeightReceiver:
         self.admitted = False
 
     def close(self) -> None:
-        """Ends the digest threads."""
+        """Ends the digest threads and removes what was fetched."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._copy.close()
 
     async def _digests(self, manifest: common_pb2.WeightManifest, shards: list[MappedShard]) -> tuple[list[int], float]:
         """Digest of every tensor in manifest order, and the seconds from first to last."""

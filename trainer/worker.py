@@ -207,7 +207,11 @@ class TrainerWorker:
         if name not in self._channels:
             threads = self.spec.threads or os.cpu_count() or 1
             self._channels[name] = open_channel(
-                name, run_id=self.spec.run_id, run_folder=Path(self.spec.run_folder), threads=threads
+                name,
+                run_id=self.spec.run_id,
+                run_folder=Path(self.spec.run_folder),
+                threads=threads,
+                token=self.spec.token,
             )
         return self._channels[name]
 

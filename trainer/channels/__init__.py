@@ -1,4 +1,4 @@
-"""Weight channels by name. Another one (ipc, nccl, tcp) is a file here and a line in the factory."""
+"""Weight channels by name. Another one is a file here and a line in the factory."""
 
 import socket
 from pathlib import Path
@@ -8,21 +8,24 @@ from crescendo.common.runfolder import RunFolder
 from crescendo.trainer.channels.base import WeightChannel, Written
 from crescendo.trainer.channels.disk import DiskChannel
 from crescendo.trainer.channels.shm import ShmChannel
+from crescendo.trainer.channels.tcp import TcpChannel
 
-NAMES = ("shm", "disk")
+NAMES = ("shm", "tcp", "disk")
 
 
-def open_channel(name: str, *, run_id: str, run_folder: Path, threads: int) -> WeightChannel:
-    """The channel of that name; raises RequestError for an unknown one."""
+def open_channel(name: str, *, run_id: str, run_folder: Path, threads: int, token: str = "") -> WeightChannel:
+    """The channel of that name; raises RequestError for an unknown one. token: of the run, for those that serve."""
     node = socket.gethostname()
     if name == "shm":
         return ShmChannel(run_id, node, threads)
     if name == "disk":
         return DiskChannel(RunFolder(run_folder), node, threads)
+    if name == "tcp":
+        return TcpChannel(node, threads, token)
     raise RequestError(
         f"channel is {name!r}; it must be one of {', '.join(NAMES)}.",
         field="trainer.weight_channel",
-        fix="Set trainer.weight_channel to shm on one machine, to disk on a shared volume.",
+        fix="Set trainer.weight_channel to shm on one machine, to tcp between machines.",
     )
 
 

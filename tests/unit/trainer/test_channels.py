@@ -1,4 +1,4 @@
-"""Weight channels: what is written is what the manifest says, and older versions go when told."""
+"""Weight channels that are files: what is written is what the manifest says, and older versions go when told."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,13 +9,13 @@ import xxhash
 
 from crescendo.common.errors import RequestError
 from crescendo.common.weights import ALIGNMENT, stale_shm_files
-from crescendo.trainer.channels import NAMES, WeightChannel, Written, open_channel
+from crescendo.trainer.channels import WeightChannel, Written, open_channel
 from crescendo.trainer.megatron.weights import Exported
 
 RUN = "channel-test"
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=["shm", "disk"])
 def channel(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[WeightChannel]:
     made = open_channel(request.param, run_id=RUN, run_folder=tmp_path, threads=2)
     yield made

@@ -1,0 +1,106 @@
+"""Between machines: a version lies in this process's memory, and engines fetch it over TCP, a bucket a request.
+
+Files without a name (memfd) hold the bytes, so that the kernel sends them without a copy through this process; with
+certificates they are encrypted here. A retired version's file becomes the next one's, as in the shm channel. An
+engine that comes late fetches by the registry's manifest as long as its version is not retired.
+"""
+
+import os
+import ssl
+import threading
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+from crescendo.common.errors import DeadlineError, RequestError, WorkerLostError
+from crescendo.common.rpc.wire import Deadline, Wire
+from crescendo.proto.v1 import common_pb2, weights_pb2
+from crescendo.trainer.channels.base import Layout, Written
+from crescendo.trainer.channels.mapped import MappedFile, fill, plan
+from crescendo.trainer.channels.serving import WeightServer
+from crescendo.trainer.megatron.weights import Exported
+
+
+class TcpChannel:
+    """Versions of one run in memory, served. Owned by the trainer's rank that speaks."""
+
+    name = "tcp"
+
+    def __init__(self, node: str, threads: int, token: str) -> None:
+        self._node = node
+        self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="publish")
+        self._files: dict[int, MappedFile] = {}
+        self._spare: MappedFile | None = None
+        self._lock = threading.Lock()
+        self._server = WeightServer(self._answer, token=token)
+
+    def write(self, version: int, layout: Layout, dtype: str, tensors: Iterable[Exported]) -> Written:
+        """Copies and hashes; raises EnvironmentProblem when there is no memory for it."""
+        began = time.perf_counter()
+        specs, size = plan(layout, dtype)
+        file = self._take(version, size)
+        digest_seconds = fill(file, specs, tensors, self._pool)
+        with self._lock:
+            self._files[version] = file
+        shard = common_pb2.WeightShard(address=self._server.address, num_bytes=size, node=self._node)
+        return Written([shard], specs, time.perf_counter() - began, digest_seconds)
+
+    def _take(self, version: int, size: int) -> MappedFile:
+        with self._lock:
+            again = self._files.pop(version, None)  # a repeated publish: nobody may read it half written
+            if again is not None and again.size == size:
+                return again
+            spare, self._spare = self._spare, None
+        if spare is not None and spare.size == size:
+            return spare
+        return MappedFile.nameless(size)
+
+    def retire(self, below_version: int) -> None:
+        """Older versions are served no more; the newest of them is kept as the spare."""
+        with self._lock:
+            for version in sorted(v for v in self._files if v < below_version):
+                self._spare = self._files.pop(version)
+
+    def close(self) -> None:
+        """Ends the server and frees everything."""
+        self._server.close()
+        with self._lock:
+            self._files, self._spare = {}, None
+        self._pool.shutdown()
+
+    def _answer(self, wire: Wire, request: weights_pb2.WeightRequest, deadline: Deadline) -> None:
+        with self._lock:
+            file = self._files.get(request.version)
+            kept = sorted(self._files)
+        if file is None:
+            raise RequestError(
+                f"weight version {request.version} is not served; there are {kept or 'none'}.",
+                field="version",
+                fix="Take the newest manifest from the registry.",
+            )
+        offset, size = request.range.offset, request.range.num_bytes
+        if offset < 0 or size <= 0 or offset + size > file.size:
+            raise RequestError(
+                f"bytes {offset} to {offset + size} of version {request.version} do not exist; it has {file.size}.",
+                field="range",
+            )
+        wire.send(weights_pb2.WeightReply(num_bytes=size), deadline)
+        if isinstance(wire.socket, ssl.SSLSocket):
+            wire.send_bytes(memoryview(file.mapping)[offset : offset + size], deadline)
+        else:
+            _send_file(wire, file.descriptor, offset, size, deadline)
+
+
+def _send_file(wire: Wire, descriptor: int, offset: int, size: int, deadline: Deadline) -> None:
+    """Sends a stretch of a file without copying it into this process."""
+    end = offset + size
+    try:
+        with os.fdopen(os.dup(descriptor), "rb") as file:
+            wire.socket.settimeout(deadline.remaining_s)
+            sent = wire.socket.sendfile(file, offset, size)
+    except TimeoutError:
+        raise DeadlineError(f"{wire.peer} takes nothing any more.") from None
+    except OSError as error:
+        raise WorkerLostError(f"the connection to {wire.peer} broke: {error}") from None
+    if sent < end - offset:
+        raise WorkerLostError(f"the file ended {end - offset - sent} bytes early.")
