@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 TIMELINE_SPANS = 400
 KEPT_EVENTS = 1000
+WAITING = "run.waiting"  # the pulse of a wait: see waits.py
 KEPT_SAMPLES = 48
 
 
@@ -112,6 +113,8 @@ class Board:
         }
         self._told_at = time.monotonic()
         self._write(self._events_file, stored)
+        if kind == WAITING and self.events and self.events[-1].kind == WAITING:
+            self.events.pop()  # a long wait does not push out what happened before it
         self.events.append(_event(stored))
         self.status.message = message
         log.log(

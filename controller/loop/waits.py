@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 
 from crescendo.buffer import ExperienceBuffer
 from crescendo.common.errors import BufferRefusedError, CrescendoError, DiskFullError, WorkerLostError
-from crescendo.controller.loop.board import Board
+from crescendo.controller.loop.board import WAITING, Board
 from crescendo.controller.loop.control import Control
 
 R = TypeVar("R")
@@ -53,7 +53,7 @@ class Pulse:
                 continue
             status = self._board.status
             self._board.event(
-                "run.waiting", f"still in phase {status.phase}{self._board.phase_age()}",
+                WAITING, f"still in phase {status.phase}{self._board.phase_age()}",
                 iteration=status.iteration, progress=status.phase_progress, tokens_per_second=status.tokens_per_second,
             )  # fmt: skip
 
