@@ -111,7 +111,12 @@ class Cluster:
                 return
 
     async def start(self, spec: ServiceSpec, *, bundle: int, deadline_s: float) -> ActorHandle:
-        """Places an actor and starts its service. bundle: index of the device it works on."""
+        """Places an actor and starts its service. bundle: index of the device it works on.
+
+        Raises WorkerLostError when Ray is lost, WorkerStartError when the service does not come up.
+        """
+        if why := self.why_lost():
+            raise WorkerLostError(f"{spec.worker_id} cannot be placed: {why}.")
         options: dict[str, Any] = {"num_cpus": 1, "max_restarts": 0, "max_task_retries": 0, "max_concurrency": 64}
         if self._group is not None:
             shares = {"trainer": TRAINER_SHARE, "rollout": ENGINE_SHARE}
@@ -120,7 +125,8 @@ class Cluster:
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
                 self._group, placement_group_bundle_index=bundle, placement_group_capture_child_tasks=True
             )
-        actor = ray.remote(ServiceActor).options(**options).remote()
+        # In a thread, because Ray's client blocks while Ray does not answer, and the controller must not.
+        actor = await asyncio.to_thread(lambda: ray.remote(ServiceActor).options(**options).remote())
         try:
             address = await asyncio.wait_for(_result(actor.start.remote(spec.to_json())), deadline_s)
             pid = await asyncio.wait_for(_result(actor.process_id.remote()), deadline_s)
@@ -137,7 +143,9 @@ class Cluster:
         return ActorHandle(actor, address, pid)
 
     def kill(self, actor: Any) -> None:
-        """Ends an actor's process at once."""
+        """Ends an actor's process at once; when Ray is lost its actors end by themselves."""
+        if self.why_lost():
+            return
         try:
             ray.kill(actor, no_restart=True)
         except (ValueError, ray.exceptions.RayError) as error:
@@ -157,7 +165,7 @@ class Cluster:
             await asyncio.wait_for(_result(handle.actor.stop.remote(grace_s)), grace_s + 5)
         except (CrescendoError, TimeoutError) as error:
             log.warning("an actor did not drain: %s", error)
-        self.kill(handle.actor)
+        await asyncio.to_thread(self.kill, handle.actor)
 
     async def shutdown(self) -> None:
         """Ends what was started here, the local Ray cluster included; a stopped process of it is killed."""

@@ -10,7 +10,7 @@ from crescendo.buffer import ExperienceBuffer
 from crescendo.common import failpoints
 from crescendo.common.config.rl import RlStepConfig, StageConfig
 from crescendo.common.config.schema import Config
-from crescendo.common.errors import CheckpointError, CrescendoError
+from crescendo.common.errors import CheckpointError, CrescendoError, WorkerLostError
 from crescendo.common.runfolder import RunFolder
 from crescendo.common.tokenizer import Tokenizer
 from crescendo.controller.launch import Fleet, Supervisor, Worker
@@ -120,6 +120,8 @@ class Parts:
         found = self.fleet.workers.get(name)
         if found is not None and found.is_ready:
             return found
+        if why := self.fleet.cluster.why_lost():  # nothing can be placed before the next attempt starts Ray again
+            raise WorkerLostError(f"{name} cannot be replaced: {why}.")
         start = partial(self.fleet.ensure_engine, int(name.rsplit("-", 1)[1]))
         return await self.supervisor.insist(name, name, start, fatal=False)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.integration.run_process import RECIPE
 
-HEARTBEAT_S = 10
+HEARTBEAT_S = 15
 ITERATIONS = 14  # of each of the three stages
 _STAGE = {
     "prompts_per_iteration": 8,
