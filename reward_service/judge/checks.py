@@ -177,7 +177,11 @@ class _Reader:
             holes[id(node)] = len(self.calls)
             self.calls.append(self._call(node))
         require_closed(statement.test, holes)
-        self.cases.append(Case(statement.test, holes))
+        case = Case(statement.test, holes)
+        if holes:
+            self.cases.append(case)
+        elif not case.holds(()):
+            raise NotClosedError("an assertion about nothing is false")
 
     def _candidate_calls(self, test: ast.expr) -> Iterator[ast.Call]:
         names = [node for node in ast.walk(test) if isinstance(node, ast.Name) and node.id == self._candidate]

@@ -75,6 +75,7 @@ class Candidate:
 
     def __init__(self, recorded: list[Any], value_bytes: int) -> None:
         self.num_answered = 0
+        self.is_unanswered = False
         self.first_collected = 0
         self.collected: list[bytes] = []
         self._recorded = recorded
@@ -93,9 +94,10 @@ class Candidate:
             return Pending()
         self.num_answered += 1
         _, status, payload = self._recorded[number]
-        if status == RAISED:
-            raise self._error(decode(payload))
+        if status == RAISED and (error := raised(decode(payload))) is not None:
+            raise error
         if status != VALUE:
+            self.is_unanswered = True
             raise Unanswered
         answer: Any = decode(payload, tree_node, list_node)
         value, after, named_after = answer
@@ -103,11 +105,13 @@ class Candidate:
             update(before, now)
         return value
 
-    @staticmethod
-    def _error(told: Any) -> Exception:
-        kind = getattr(builtins, told[0], None)
-        is_usual = isinstance(kind, type) and issubclass(kind, Exception)
-        return kind(told[1]) if is_usual and kind is not None else RuntimeError(f"{told[0]}: {told[1]}")
+
+def raised(told: Any) -> Exception | None:
+    """The exception that the candidate raised; None for those that leave a program, as SystemExit does."""
+    kind = getattr(builtins, told[0], None)
+    if isinstance(kind, type) and issubclass(kind, BaseException):
+        return kind(told[1]) if issubclass(kind, Exception) else None
+    return RuntimeError(f"{told[0]}: {told[1]}")
 
 
 def update(before: Any, now: Any) -> None:
@@ -131,6 +135,8 @@ def main() -> None:
     send = open_channel()
     candidate = Candidate(task["recorded"], task["value_bytes"])
     status, text = run(task, candidate)
+    if candidate.is_unanswered:  # whatever the check made of that: it may catch everything
+        status, text = FAILED, "a call was not answered"
     for place, call in enumerate(candidate.collected):
         send(candidate.first_collected + place, CALL, call)
     send(candidate.num_answered, status, encode(text))
@@ -150,7 +156,7 @@ def run(task: dict[str, Any], candidate: Callable[..., object]) -> tuple[bytes, 
             check: Any = namespace[task["function"]]
             check(candidate)
     except Unanswered:
-        return FAILED, "a call was not answered"
+        return FAILED, "the check stopped at a call"
     except WireError as error:
         return FAILED, f"a call cannot travel: {error}"
     except AssertionError as error:

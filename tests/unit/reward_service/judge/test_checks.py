@@ -49,6 +49,7 @@ def test_a_humaneval_check_with_its_entry_point() -> None:
     )
     tests = parse_check(source, "truncate_number")
     assert tests.entry == ("truncate_number",)
+    assert len(tests.cases) == 1
     assert tests.cases[0].holds([0.5000000001])
     assert not tests.cases[0].holds([0.6])
     assert not tests.cases[0].holds(["0.5"])
@@ -112,6 +113,7 @@ def test_comparators(assertion: str, right: object, wrong: object) -> None:
         "def check(candidate):\n    assert candidate(1) == f(2)\ncheck(f)",
         "def check(candidate):\n    assert candidate(10 ** 10 ** 10) == 1\ncheck(f)",
         "def check(candidate):\n    pass\ncheck(f)",
+        "def check(candidate):\n    assert False\n    assert candidate(1) == 1\ncheck(f)",
         "check(f)",
         "assert a(1) == b(2)",
         "nonsense(",
@@ -119,7 +121,7 @@ def test_comparators(assertion: str, right: object, wrong: object) -> None:
         "x" * 100_000 + "(" * 300,
         "assert f(" + "-" * 50_000 + "1)",
     ],
-    ids=range(22),
+    ids=range(23),
 )
 def test_whatever_else_is_told_apart(source: str) -> None:
     with pytest.raises(NotClosedError):

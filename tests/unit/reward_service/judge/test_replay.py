@@ -120,3 +120,16 @@ async def test_state_of_the_candidate_is_kept_between_calls() -> None:
     check = "def check(candidate):\n    for x in (1, 2, 3):\n        assert candidate() == x\ncheck(Counter_().next)"
     source = "class Counter_:\n    n = 0\n    def next(self):\n        self.n += 1\n        return self.n"
     assert (await judged(source, check)).is_correct
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["import os; os._exit(0)", "raise SystemExit", "raise KeyboardInterrupt", "import sys; sys.exit(0)", "return len"],
+)
+async def test_a_check_that_catches_everything_does_not_take_silence_for_an_answer(body: str) -> None:
+    check = (
+        "def check(candidate):\n    for x in (1, 2):\n        try:\n            assert candidate(x) == 1\n"
+        "        except AssertionError:\n            raise\n        except:\n            pass\ncheck(f)"
+    )
+    assert not (await judged(f"def f(x):\n    {body}", check)).is_correct
+    assert (await judged("def f(x):\n    return 1 / (2 - x)", check)).is_correct
