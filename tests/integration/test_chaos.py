@@ -9,7 +9,7 @@ from tests.integration.chaos_job import run_campaign
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-SEED = 207  # its plan hits controller, Valkey, trainer, engine, GCS and connections
+SEED = 108  # its plan hits controller, Valkey, raylet, engine, executor, archiver and connections
 FAULTS = 10
 
 
