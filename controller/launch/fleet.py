@@ -27,7 +27,7 @@ from crescendo.buffer import EmbeddedServer
 from crescendo.buffer.archive import archive_url
 from crescendo.buffer.check import check_server
 from crescendo.common.config.schema import Config
-from crescendo.common.errors import CrescendoError
+from crescendo.common.errors import CrescendoError, WorkerLostError
 from crescendo.common.rpc import Client, Endpoint
 from crescendo.common.runfolder import RunFolder
 from crescendo.common.service import ServiceSpec
@@ -152,6 +152,8 @@ class Fleet:
                 return found
             if found is not None:
                 await self._end(found)
+            if self.cluster.why_lost():
+                raise WorkerLostError(f"{name} has no Ray to live in: {self.cluster.why_lost()}.")
             return await self._start_engine(index)
 
     async def end_engine(self, engine: Worker) -> None:

@@ -211,7 +211,8 @@ class Rollouts:
                 await self._give_back(phase, holder, engine)
         self._stand(phase, troubles([engine.status for engine in phase.serving.values()]))
         phase.joining = {name: task for name, task in phase.joining.items() if not task.done()}
-        if not phase.serving and not phase.joining:
+        # With the trainer lost too (they may have lived in the same Ray), replacements come with the next attempt.
+        if not phase.serving and not (phase.joining and self.fleet.trainer.is_ready):
             raise WorkerLostError("no engine is left to roll out.", fix="See the engines' logs in the run folder.")
 
     async def _ask(self, engine: Worker) -> rollout_pb2.GetRolloutStatusResponse | None:
