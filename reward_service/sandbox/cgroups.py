@@ -8,6 +8,7 @@ process may write them; `CgroupPool.open` says why not otherwise.
 
 import contextlib
 import errno
+import itertools
 import os
 import time
 from collections import deque
@@ -18,6 +19,7 @@ _PREFIX = "crescendo-sandbox-"
 # What stays charged to an empty group: kernel objects that are freed late.
 MAX_LEFT_BYTES = 4 << 20
 _EMPTY_S = 0.2
+_POOLS = itertools.count(1)  # a process may have several
 _ROOM_BYTES = 64 << 20  # until a program's own limit is set
 
 
@@ -109,7 +111,7 @@ class CgroupPool:
         self.num_quarantined = 0
         self._roots = (memory_root, pids_root)
         self._names = names
-        self._name = f"{_PREFIX}{os.getpid()}"
+        self._name = f"{_PREFIX}{os.getpid()}-{next(_POOLS)}"
         self._number = 0
         self._slots: set[str] = set()
         self._free: deque[Slot] = deque()
@@ -203,7 +205,7 @@ def _below(point: str, group: str) -> Path:
 def _remove_orphans(root: Path) -> None:
     """Removes what a killed service has left."""
     for folder in root.glob(f"{_PREFIX}*"):
-        if not Path("/proc", folder.name.removeprefix(_PREFIX)).exists():
+        if not Path("/proc", folder.name.removeprefix(_PREFIX).partition("-")[0]).exists():
             for slot in folder.glob("slot-*"):
                 _remove(slot)
             _remove(folder)

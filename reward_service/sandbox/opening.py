@@ -7,7 +7,6 @@
 What is opened has run a probe. Below the floor there is a sandbox too: it answers `unsupported` and runs nothing.
 """
 
-import contextlib
 import logging
 from dataclasses import dataclass, field
 
@@ -100,9 +99,11 @@ async def open_warm(jail: Jail, boundary: Boundary, options: SandboxOptions) -> 
     cgroups: CgroupPool | None = None
     limits_by = "rlimit+poll" if jail is Jail.NAMESPACES else "rlimit"
     num_ready = 0 if options.is_cold else options.concurrency
-    with contextlib.suppress(OSError):
+    try:
         cgroups = CgroupPool.open(num_ahead=options.concurrency + num_ready)
         limits_by = cgroups.version
+    except OSError as error:
+        log.info("sandbox: limits by %s, because cgroups cannot be used: %s", limits_by, error)
     posture = Posture(boundary, jail, is_warm=not options.is_cold, limits_by=limits_by)
     made_of = WarmOptions(jail, options.interpreter, options.concurrency, num_ready, options.is_cold)
     sandbox = WarmSandbox(made_of, posture, cgroups)

@@ -115,7 +115,7 @@ def cgroup_members() -> list[str]:
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, group = line.split(":", 2)
         root = Path("/sys/fs/cgroup", controllers if controllers in ("memory", "pids") else "")
-        for folder in (root / group.lstrip("/")).glob(f"crescendo-sandbox-{os.getpid()}/slot-*"):
+        for folder in (root / group.lstrip("/")).glob(f"crescendo-sandbox-{os.getpid()}-*/slot-*"):
             if pids := (folder / "cgroup.procs").read_text().split():
                 found.append(f"{folder}: {pids}")
     return found

@@ -27,7 +27,7 @@ from tests.bench.harness import Measured, median, progress, report, rounded, tak
 SOURCE = "print(sum(range(100)))"
 PROGRAM = Program("python", {"main.py": SOURCE.encode()}, limits=Limits(wall_s=30))
 DEADLINE_S = 120.0
-SLOW = ("runsc",)  # runs fewer
+SHARE = {"runsc": 20, "namespaces-cold": 5, "landlock-cold": 5}  # of the runs: one in so many
 
 
 def bare(interpreter: str, count: int, at_once: int) -> float:
@@ -104,13 +104,13 @@ def measure(runner: asyncio.Runner, count: int, rounds: int, cores: int) -> Meas
     for interpreter in {own_interpreter(), readable_interpreter()} - {""}:
         sides[interpreter] = lambda interpreter=interpreter: bare(interpreter, count, cores)  # type: ignore[misc]
     for name, sandbox in jails.items():
-        number = max(1, count // 10) if name in SLOW else count
+        number = max(1, count // SHARE.get(name, 1))
         sides[name] = lambda sandbox=sandbox, number=number: runner.run(  # type: ignore[misc]
             isolated(sandbox, number)
         )
     try:
         rates = take_turns(sides, rounds)
-        times = {name: runner.run(alone(jails[name], 5 if name in SLOW else 40)) for name in jails}
+        times = {name: runner.run(alone(jails[name], max(3, 100 // SHARE.get(name, 1)))) for name in jails}
         postures = {name: jails[name].posture for name in jails}
     finally:
         for sandbox in jails.values():
