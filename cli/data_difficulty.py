@@ -56,7 +56,7 @@ async def _measure(options: argparse.Namespace, out: Path, prompts: PromptFile, 
     started_s = time.monotonic()
     tallies: list[Tally] = []
     unopened = Output(out, force=options.force)
-    with _Journal(out, options) as journal, unopened as output:
+    with Journal(out, options) as journal, unopened as output:
         total = prompts.count()
         async with _attempts(options, tokenizer) as attempts:
             with Progress("difficulty", total, plain=options.plain) as progress:
@@ -71,7 +71,7 @@ async def _measure(options: argparse.Namespace, out: Path, prompts: PromptFile, 
 
 
 async def _in_order(
-    prompts: PromptFile, attempts: Attempts, journal: "_Journal", size: int
+    prompts: PromptFile, attempts: Attempts, journal: "Journal", size: int
 ) -> AsyncIterator[tuple[list[Entry], list[Tally]]]:
     """Batches with their tallies, in the file's order; the next one is measured while one is given out."""
     running: list[tuple[list[Entry], asyncio.Task[list[Tally]]]] = []
@@ -89,7 +89,7 @@ async def _in_order(
             task.cancel()
 
 
-async def _tallies(batch: Sequence[Entry], attempts: Attempts, journal: "_Journal") -> list[Tally]:
+async def _tallies(batch: Sequence[Entry], attempts: Attempts, journal: "Journal") -> list[Tally]:
     wanted = [entry.question for entry in batch if entry.question and entry.question.question_id not in journal.known]
     unique = list({question.question_id: question for question in wanted}.values())
     for question, tally in zip(unique, await attempts.tallies(unique) if unique else [], strict=True):
@@ -207,7 +207,7 @@ def _token(path: str) -> str:
         raise DataError(f"{path} cannot be read: {error.strerror}.", field="token-file") from None
 
 
-class _Journal:
+class Journal:
     """OUT.attempts.jsonl: what was measured so far. Removed when the command has finished."""
 
     def __init__(self, out: Path, options: argparse.Namespace) -> None:
@@ -216,7 +216,7 @@ class _Journal:
         self._key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
         self.known: dict[str, Tally] = {}
 
-    def __enter__(self) -> "_Journal":
+    def __enter__(self) -> "Journal":
         for row in read_jsonl(self.path):
             if row.get("key") == self._key:
                 with contextlib.suppress(TypeError, KeyError):  # a line of another version is measured again
