@@ -33,6 +33,7 @@ COMMANDS = [
     "doctor",
     "config",
     "model",
+    "data",
     "export",
     "lineage",
 ]
