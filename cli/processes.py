@@ -45,6 +45,15 @@ class Child:
         return self.process.poll() is None
 
     @property
+    def cpu_s(self) -> float:
+        """CPU time that it has used; 0 once it has ended."""
+        try:
+            used = psutil.Process(self.pid).cpu_times()
+        except psutil.NoSuchProcess:
+            return 0.0
+        return float(used.user + used.system)
+
+    @property
     def exit_code(self) -> int | None:
         """Its exit code, negative for a signal; None while it runs."""
         return self.process.poll()

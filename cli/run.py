@@ -37,6 +37,8 @@ CONSOLE_MODULE = "crescendo.console"
 LAST_WORDS_S = 60.0  # from the run's end to the controller's
 POLL_S = 0.05
 LOOK_S = 1.0
+IDLE_SHARE = 0.05  # of one core: below it a controller counts as standing still
+SLOW_FACTOR = 4
 KILL_GRACE_S = 10.0
 ORPHAN_GRACE_S = 2.0
 CONSOLE_START_S = 20.0
@@ -190,17 +192,27 @@ class Session:
         await self._last_words()
 
     async def _listen_for_heartbeat(self) -> None:
-        """Kills a controller whose status stays away; time in which this command stood still does not count."""
+        """Kills a controller whose status stays away for deadlines.heartbeat_s while it uses no CPU time.
+
+        One that computes may only be slow, as at its start on a busy machine: it gets SLOW_FACTOR times as long. Time
+        in which this command itself stood still does not count.
+        """
         limit_s = self._config.deadlines.heartbeat_s
-        looked_at = time.monotonic()
-        while time.monotonic() - self._heard_at < limit_s:
-            if time.monotonic() - looked_at > 3 * LOOK_S:
-                self._heard_at = time.monotonic()
-            looked_at = time.monotonic()
+        looked_at, heard_at, computed_s = time.monotonic(), 0.0, 0.0
+        while self._controller is not None and self._controller.is_alive:
+            now = time.monotonic()
+            if now - looked_at > 3 * LOOK_S:
+                self._heard_at = now
+            looked_at = now
+            if self._heard_at != heard_at:
+                heard_at, computed_s = self._heard_at, self._controller.cpu_s
+            silent_s = now - heard_at
+            is_idle = self._controller.cpu_s - computed_s < IDLE_SHARE * silent_s
+            if silent_s > (limit_s if is_idle else SLOW_FACTOR * limit_s):
+                self._display.notice(f"the controller has not answered for {silent_s:.0f} s and is killed")
+                self._controller.signal(signal.SIGKILL)
+                return
             await asyncio.sleep(LOOK_S)
-        self._display.notice(f"the controller has not answered for {limit_s:.0f} s and is killed")
-        if self._controller is not None:
-            self._controller.signal(signal.SIGKILL)
 
     def _is_controller_alive(self) -> bool:
         return self._controller is not None and self._controller.is_alive
@@ -266,7 +278,7 @@ class Session:
             if failure:
                 self._display.say(f"error: {failure}")
             self._display.say(f"stopped. Continue it with: crescendo resume {root}")
-            return Exit.INTERRUPTED if self._interrupts else Exit.DONE
+            return Exit.INTERRUPTED
         for line in [failure] if failure else last_errors(self._folder.logs / "controller.log"):
             self._display.say(f"error: {line}")
         how = f"signal {-code}" if code < 0 else f"code {code}"

@@ -205,7 +205,7 @@ def test_a_controller_that_hangs_is_killed(workplace: Workplace) -> None:
     os.kill(controller, signal.SIGSTOP)
     text, _ = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 75, text
-    assert "the controller has not answered for 2 s and is killed" in text
+    assert "the controller has not answered for" in text
     workplace.assert_nothing_runs()
 
 
