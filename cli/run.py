@@ -4,7 +4,7 @@
     make the run folder (run only)
     start controller and console              sessions of their own: a terminal's Ctrl-C does not reach them
     follow the status stream                  Ctrl-C: StopRun with a checkpoint; again: SIGTERM, SIGKILL after 10 s
-                                              nothing for deadlines.heartbeat_s: the controller hangs, SIGKILL
+                                              silent and idle for deadlines.heartbeat_s: it hangs, SIGKILL
     end whatever is left, say how it went
 
 The controller starts everything else. Logs are in the run folder's logs/.
