@@ -5,6 +5,7 @@ operators and nits are not, every box counts, equations stay equations. verify(g
 purpose, so the order matters. Its own time-outs work by SIGALRM and are off: the worker pool kills.
 """
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -13,7 +14,8 @@ from crescendo.reward_service.scorers.base import Outcome, Sample, Scorer, judge
 from crescendo.reward_service.scorers.extract import after_last, last_boxed, last_number, last_tagged
 from crescendo.reward_service.typed_options import option
 
-_DELIMITERS = ("$", "\\boxed", "\\(", "\\[")
+# A dollar sign behind a backslash is money, not the start of a formula.
+_DELIMITER = re.compile(r"(?<!\\)\$|\\boxed|\\\(|\\\[")
 MAX_SHOWN = 80
 
 
@@ -51,7 +53,7 @@ def _parse(text: str) -> list[Any]:
 
 
 def _delimited(text: str) -> str:
-    return text if any(mark in text for mark in _DELIMITERS) else f"\\boxed{{{text}}}"
+    return text if _DELIMITER.search(text) else f"\\boxed{{{text}}}"
 
 
 @lru_cache(maxsize=4096)

@@ -30,6 +30,8 @@ def verdict(response: str, *golds: str, **options: str) -> int:
         (r"\boxed{\{2, 1\}}", r"\{1, 2\}"),
         (r"\boxed{(1, 2)}", "(1,2)"),
         (r"\boxed{12\%}", r"12\%"),
+        (r"\boxed{42409}", r"\$42409"),
+        (r"\boxed{\$42409}", r"\$42409"),
         (r"\boxed{-3}", "-3"),
         (r"\boxed{x = 5}", "5"),
         (r"\boxed{\text{Monday}}", r"\text{Monday}"),
