@@ -25,6 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", default="0-9", help="a range, or one seed")
     parser.add_argument("--faults", type=int, default=20, help="faults a campaign")
+    parser.add_argument("--within", default="8", help="longest wait from a recovery to the next fault, in seconds")
     parser.add_argument("--results", type=Path, help="JSON-lines file that keeps each campaign's result")
     options = parser.parse_args()
     first, _, last = options.seeds.partition("-")
@@ -34,11 +35,12 @@ def main() -> None:
             if seed in known:
                 continue
             began = time.perf_counter()
-            code, result, said = run_campaign(Path(scratch), seed, options.faults, RUN_LIMIT_S)
+            code, result, said = run_campaign(
+                Path(scratch), seed, options.faults, RUN_LIMIT_S, "--within", options.within
+            )
             known[seed] = {"seed": seed, "asked": options.faults, "exit_code": code, **result}
             progress(f"seed {seed}: exit code {code} after {time.perf_counter() - began:.0f} s, {json.dumps(result)}")
-            if code:
-                progress(said)
+            progress(said if code else "\n".join(line for line in said.splitlines() if line.startswith("|")))
             if options.results:
                 with options.results.open("a") as file:
                     file.write(json.dumps(known[seed]) + "\n")
