@@ -77,6 +77,11 @@ class WarmSandbox:
         """Process id of what stands above all programs, for tests; 0 if there is none."""
         return self._zygote.pid if self._zygote else 0
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is being made or buried."""
+        return not self._tasks
+
     async def start(self) -> "WarmSandbox":
         """Starts the zygote; raises WorkerStartError naming what the machine refuses."""
         if not self._options.is_cold:

@@ -7,7 +7,10 @@ interpreter, because the environment of the tests may lie in a folder that only 
 import asyncio
 import json
 import os
+import shutil
 import sys
+import tempfile
+from pathlib import Path
 
 sys.path[:0] = sys.argv[2:]
 
@@ -21,6 +24,8 @@ PROGRAMS = {
     "read": b"try:\n    print(len(open('/etc/passwd').read()))\nexcept OSError:\n    print('held')",
     "network": b"import socket\ntry:\n    socket.socket()\nexcept OSError:\n    print('held')",
     "signal": b"import os\ntry:\n    os.kill(SERVER, 15)\nexcept OSError:\n    print('held')",
+    "mode": b"import os\ntry:\n    os.chmod('BAIT', 0)\nexcept OSError:\n    print('held')",
+    "times": b"import os\ntry:\n    os.utime('BAIT', (0, 0))\nexcept OSError:\n    print('held')",
     "spin": b"while True: pass",
     "memory": b"try:\n    bytearray(1 << 30)\nexcept MemoryError:\n    print('held')",
 }
@@ -28,15 +33,18 @@ PROGRAMS = {
 
 async def main() -> None:
     """See the module."""
+    bait = Path(tempfile.mkdtemp(prefix="attacks-")) / "bait"
+    bait.write_text("the server's own file, of the same user")
     opened = await open_sandbox(SandboxOptions(jail=sys.argv[1], programs=1, interpreter=sys.executable))
     posture = opened.sandbox.posture
     print(json.dumps({"jail": posture.jail, "uid": os.geteuid(), "refusals": {**opened.refusals}}), flush=True)
     for name, source in PROGRAMS.items():
-        source = source.replace(b"SERVER", str(os.getpid()).encode())
+        source = source.replace(b"SERVER", str(os.getpid()).encode()).replace(b"BAIT", bytes(bait))
         outcome = await opened.sandbox.run(Program("python", {"main.py": source}, limits=Limits(wall_s=1)), 30)
         said = outcome.stdout.decode()
         print(json.dumps({"name": name, "ending": outcome.ending, "said": said, "reason": outcome.reason}), flush=True)
     await opened.sandbox.close()
+    shutil.rmtree(bait.parent)
 
 
 if __name__ == "__main__":

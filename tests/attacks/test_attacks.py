@@ -35,7 +35,7 @@ print("clean")
 async def test_attack(attacked: tuple[str, Sandbox], host: Host, case: Case) -> None:
     """The attack is held, leaves nothing, and the next program notices nothing."""
     jail, sandbox = attacked
-    before = processes_below()
+    before = await processes_at_rest(sandbox)
     values = host.values | {"ZYGOTE_PID": str(getattr(sandbox, "zygote_pid", 0) or 1)}
     outcome = await sandbox.run(case.program(values), DEADLINE_S)
     problems = case.expected_of(jail).broken_by(outcome)
@@ -49,6 +49,14 @@ async def test_attack(attacked: tuple[str, Sandbox], host: Host, case: Case) -> 
         return  # each program has an interpreter and a jail from nothing: only what a host keeps could be left
     following = await sandbox.run(Program("python", {"main.py": CLEAN}, limits=Limits(wall_s=20)), DEADLINE_S)
     assert (following.ending, following.stdout) == (Ending.EXITED, b"clean\n"), following
+
+
+async def processes_at_rest(sandbox: Sandbox) -> set[int]:
+    """Processes below this one when the sandbox has its ready children again."""
+    deadline = time.monotonic() + SETTLE_S
+    while not getattr(sandbox, "is_settled", True) and time.monotonic() < deadline:
+        await asyncio.sleep(0.005)
+    return processes_below()
 
 
 async def what_is_left(before: set[int]) -> list[str]:

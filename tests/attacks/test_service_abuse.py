@@ -14,9 +14,8 @@ from crescendo.reward_service.sandbox.opening import open_sandbox
 from crescendo.reward_service.sandbox.options import Floor, SandboxOptions
 from crescendo.reward_service.sandbox.protocol import Boundary, Ending, Jail, Limits, Program, Sandbox
 from tests.attacks.conftest import missing, open_jail
-from tests.attacks.host import processes_below
 from tests.attacks.suite import readable_interpreter
-from tests.attacks.test_attacks import what_is_left
+from tests.attacks.test_attacks import processes_at_rest, what_is_left
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -70,7 +69,7 @@ async def test_many_at_once_all_end(attacked: tuple[str, Sandbox]) -> None:
 async def test_client_that_goes_away_leaves_nothing(attacked: tuple[str, Sandbox]) -> None:
     """A cancelled call kills its program."""
     _, sandbox = attacked
-    before = processes_below()
+    before = await processes_at_rest(sandbox)
     running = asyncio.create_task(sandbox.run(SLEEP, WAIT_S))
     await asyncio.sleep(0.3)
     running.cancel()

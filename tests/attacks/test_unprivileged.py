@@ -46,7 +46,7 @@ async def test_without_privilege(jail: str) -> None:
     """No root, no capability, no writable cgroup: the same is held."""
     found = await outcomes_of(jail)
     assert found["hello"]["said"] == "hello\n"
-    assert {found[name]["said"] for name in ("read", "network", "signal", "memory")} == {"held\n"}
+    assert {found[name]["said"] for name in ("read", "network", "signal", "mode", "times", "memory")} == {"held\n"}
     assert found["spin"]["ending"] == "timeout"
     forked = {"parent\nchild\n", "child\nparent\n", "parent\n"} if jail == "namespaces" else {"held\n"}
     assert found["fork"]["said"] in forked

@@ -151,7 +151,7 @@ class Landlock:
 
     def __init__(self, uid: int) -> None:
         self._uid = uid
-        self._filter = seccomp.build(may_fork=False)
+        self._filter = seccomp.build(may_fork=False, has_scratch=False)
         self._rules: list[tuple[int, int]] = []
 
     def prepare(self) -> None:

@@ -26,6 +26,13 @@ _CLONE_THREAD = 0x00010000
 NOT_HERE = errno.ENOSYS
 _FORKING = ("fork", "vfork")
 _STARTING = ("execve",)
+# Where nothing may be written, these are refused too: Landlock does not cover modes and times, and a candidate may own
+# files of the server, whose user it shares.
+_CHANGING_FILES = (
+    *("chmod", "fchmod", "fchmodat", "utimensat", "truncate", "ftruncate", "fallocate", "copy_file_range"),
+    *("rename", "renameat", "renameat2", "mkdir", "mkdirat", "rmdir", "unlink", "unlinkat"),
+    *("symlink", "symlinkat", "link", "linkat"),
+)
 
 
 @dataclass(frozen=True)
@@ -54,8 +61,11 @@ _CONDITIONS: dict[str, tuple[Only, ...]] = {
 }
 
 
-def build(*, may_fork: bool, may_exec: bool = False, machine: str = "") -> bytes:
-    """The filter's instructions, eight bytes each. machine: as platform.machine() says; raises KeyError if unknown."""
+def build(*, may_fork: bool, may_exec: bool = False, has_scratch: bool = True, machine: str = "") -> bytes:
+    """The filter's instructions, eight bytes each.
+
+    has_scratch: whether there is a folder to write in; machine: as platform.machine() says, KeyError if unknown.
+    """
     audit, column = _ARCHITECTURES[machine or platform.machine()]
     program = [
         _instruction(_LOAD, _ARCHITECTURE_OFFSET),
@@ -67,6 +77,7 @@ def build(*, may_fork: bool, may_exec: bool = False, machine: str = "") -> bytes
         program += [_instruction(_JUMP_AT_LEAST, _X32_BIT, 0, 1), _instruction(_RETURN, _KILL_PROCESS)]
     conditions = _CONDITIONS | {"clone": (_clone_rule(may_fork),)}
     refused: tuple[str, ...] = (() if may_fork else _FORKING) + (() if may_exec else _STARTING)
+    refused += () if has_scratch else _CHANGING_FILES
     for name, numbers in NUMBERS.items():
         number = numbers[column]
         if number < 0 or name == "clone3":

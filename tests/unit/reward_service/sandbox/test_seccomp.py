@@ -112,6 +112,13 @@ def test_arguments_that_reach_out(name: str, arguments: tuple[int, ...], is_allo
     assert (verdict(STRICT, number(name), arguments) == ALLOW) is is_allowed
 
 
+@pytest.mark.parametrize("name", ["chmod", "fchmodat", "utimensat", "rename", "unlink", "mkdir", "ftruncate"])
+def test_nothing_changes_files_without_a_scratch_folder(name: str) -> None:
+    """Landlock leaves modes and times to the file's owner, who may be the server."""
+    assert verdict(seccomp.build(may_fork=False, has_scratch=False, machine="x86_64"), number(name)) == EPERM
+    assert verdict(STRICT, number(name)) == ALLOW
+
+
 def test_other_architecture() -> None:
     """AArch64 has its own numbers and no x32."""
     program = seccomp.build(may_fork=False, machine="aarch64")
