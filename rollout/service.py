@@ -191,8 +191,11 @@ class RolloutServicer(rollout_pb2_grpc.RolloutServiceServicer):
                 _check_scorable(len(canary.token_ids), self._engine.max_sequence_tokens)
             for call in list(self._generates):
                 call.end()
-            await self._device.acquire()
-            attestation = await self._weights.update(request.manifest, request.fence, self._deadlines.sync_s)
+            if self._device.released:
+                await self._device.acquire()
+            attestation = await self._weights.update(
+                request.manifest, request.fence, self._deadlines.sync_s, canaries=self._device.may_compute
+            )
             self._attested = (request.idempotency_key, attestation)
         return rollout_pb2.UpdateWeightsResponse(attestation=attestation)
 
@@ -227,7 +230,7 @@ class RolloutServicer(rollout_pb2_grpc.RolloutServiceServicer):
         """Takes the device back."""
         self._fence.check(request.fence)
         async with self._lock:
-            await self._device.acquire()
+            await self._device.acquire(request.share or "all")
         return rollout_pb2.RolloutAcquireDeviceResponse(device=self._device.report())
 
     # Life --------------------------------------------------------------------------------------------
@@ -279,8 +282,10 @@ class RolloutServicer(rollout_pb2_grpc.RolloutServiceServicer):
         return self._phase.progress if self._phase is not None else self._progress
 
     def _require_device(self) -> None:
-        if self._device.released:
-            raise RequestError("the engine has released its device.", field="device", fix="Call AcquireDevice first.")
+        if not self._device.may_compute:
+            raise RequestError(
+                "the engine has released its device, or its cache.", field="device", fix="Call AcquireDevice first."
+            )
 
 
 def _check_begin(request: rollout_pb2.BeginRequest) -> None:

@@ -40,10 +40,16 @@ class WeightReceiver:
         self.admitted = False
 
     async def update(
-        self, published: common_pb2.WeightManifest, fence: common_pb2.Fence, deadline_s: float
+        self,
+        published: common_pb2.WeightManifest,
+        fence: common_pb2.Fence,
+        deadline_s: float,
+        *,
+        canaries: bool = True,
     ) -> common_pb2.Attestation:
         """Loads a version and attests it; nothing is admitted until `admit`.
 
+        canaries: false leaves them out, since an engine without its cache cannot compute; they follow by ScoreTokens.
         Raises RequestError for a manifest that cannot be loaded: the engine then holds no version; WorkerLostError
         or DeadlineError when its bytes cannot be fetched.
         """
@@ -65,7 +71,8 @@ class WeightReceiver:
         if digests != [tensor.digest for tensor in published.tensors] and manifest.channel != published.channel:
             self._copy.discard(published)
         started_s = time.perf_counter()
-        echoes = await self._engine.score([list(one.token_ids) for one in manifest.canaries], deadline_s)
+        sequences = [list(one.token_ids) for one in manifest.canaries] if canaries else []
+        echoes = await self._engine.score(sequences, deadline_s)
         return common_pb2.Attestation(
             version=manifest.version,
             digest=manifest_digest(manifest.tensors, digests),

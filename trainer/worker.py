@@ -67,7 +67,7 @@ class TrainerWorker:
         self._done_at = time.monotonic()
         self.emit: Emit = lambda _: None
         self.gang = Gang(at, self.execute, timeout_s=timeout_s)
-        self.device = Device(at)
+        self.device = Device(at.device)
         self._loaded: Loaded | None = None
         self._channels: dict[str, WeightChannel] = {}
         self._loop = asyncio.new_event_loop()
@@ -191,7 +191,7 @@ class TrainerWorker:
 
     def publish(self, request: trainer_pb2.PublishRequest) -> trainer_pb2.PublishResponse:
         """Puts the weights into a channel."""
-        self.device.require()
+        self.device.require(weights_only=True)
         if request.version != self.weight_version:
             raise RequestError(
                 f"version is {request.version}; the trainer holds version {self.weight_version}.",
@@ -273,7 +273,8 @@ class TrainerWorker:
     ) -> trainer_pb2.TrainerReleaseDeviceResponse:
         """Lets go of the device until acquire_device."""
         buffers = self._loaded.optimizer.buffers if self._loaded else []
-        return trainer_pb2.TrainerReleaseDeviceResponse(device=self.device.release(request.method, buffers))
+        weights = list(self._loaded.model.parameters.values()) if self._loaded else []
+        return trainer_pb2.TrainerReleaseDeviceResponse(device=self.device.release(request.method, buffers, weights))
 
     def acquire_device(
         self, request: trainer_pb2.TrainerAcquireDeviceRequest

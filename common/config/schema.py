@@ -118,6 +118,9 @@ class SandboxConfig:
 class RewardServiceConfig:
     """Processes that score model output."""
 
+    address: str = setting(
+        "", "host:port of a reward service that serves many runs; empty: processes of the run's own, as set up below"
+    )
     workers: int = setting(2, "worker processes of the executor", at_least=1)
     item_deadline_s: float = setting(10.0, "wall-clock limit for one response", unit="s", above=0)
     worker_memory_mib: int = setting(1024, "address space of a worker above its start", unit="MiB", at_least=64)
@@ -154,7 +157,11 @@ class StepConfig:
 class RolloutConfig:
     """Inference engines."""
 
-    engine: str = setting("vllm", "implementation", choices=("vllm", "scripted"))
+    engine: str = setting(
+        "vllm",
+        "implementation; reference: transformers, slow and exact, without vLLM",
+        choices=("vllm", "reference", "scripted"),
+    )
     num_engines: int = setting(1, "engines", at_least=1)
     tensor_parallel: int = setting(1, "devices an engine", at_least=1)
     max_concurrency: int = setting(256, "trajectories in flight in one engine", at_least=1)

@@ -11,13 +11,14 @@ from crescendo.common import failpoints
 from crescendo.common.config.rl import RlStepConfig, StageConfig
 from crescendo.common.config.schema import Config
 from crescendo.common.errors import CheckpointError, CrescendoError, WorkerLostError
+from crescendo.common.leases import LeaseState, Share
 from crescendo.common.runfolder import RunFolder
 from crescendo.common.tokenizer import Tokenizer
 from crescendo.controller.launch import Fleet, Supervisor, Worker
 from crescendo.controller.loop.board import Board
 from crescendo.controller.loop.commits import Commits, Manifest, list_manifests
 from crescendo.controller.loop.control import Control
-from crescendo.controller.loop.lease import DeviceLease, LeaseState
+from crescendo.controller.loop.lease import DeviceLease
 from crescendo.controller.loop.rollouts import Rollouts
 from crescendo.controller.loop.scoring import ScoringLoop
 from crescendo.controller.loop.state import RunState
@@ -70,6 +71,7 @@ class Parts:
         """The newest weights reach every engine, attested; the trainer lets go, proven."""
         state = self.state
         await self.lease.move(LeaseState.OFFLOADING)
+        await self.lease.shed_trainer(self.fleet.trainer)
         await self.lease.move(LeaseState.PUBLISHING)
         publish_s = 0.0
         if self.sync.manifest.version != state.weight_version:
@@ -83,28 +85,44 @@ class Parts:
             )
         facts = await self.admit_engines()
         await self.sync.retire(self.fleet.trainer)
-        await self.lease.release_trainer(self.fleet.trainer)
-        await self.lease.move(LeaseState.ROLLOUT)
         facts.publish_s = publish_s
         return facts
 
     # Engines come and go --------------------------------------------------------------------------------
 
     async def admit_engines(self) -> SyncFacts:
-        """Every engine, replaced first where it was lost, takes the devices and proves the published weights."""
+        """Every engine, replaced first where it was lost, takes the devices and proves the published weights.
+
+        While the trainer still holds its weights, engines take theirs; their caches follow when it has let go.
+        """
         while True:
+            if not all(engine.is_ready and not self.lease.starts_whole(engine) for engine in self.fleet.engines):
+                await self._trainer_out()
             engines = await asyncio.gather(*(self._present(engine.worker_id) for engine in self.fleet.engines))
             try:
-                await self.lease.acquire_engines(engines)
-                return await self.sync.admit(engines)
+                if self.lease.state is LeaseState.PUBLISHING:
+                    await self.lease.acquire_engines(engines, Share.WEIGHTS)
+                    attestations = await self.sync.load(engines)
+                    await self._trainer_out()
+                    await self.lease.acquire_engines(engines)
+                else:
+                    await self.lease.acquire_engines(engines)
+                    attestations = await self.sync.load(engines)
+                return await self.sync.admit(engines, attestations)
             except CrescendoError as error:
                 await self._only_engines_lost(error)
+
+    async def _trainer_out(self) -> None:
+        """The trainer lets go of what it holds, proven, and engines may take all."""
+        if self.lease.state is LeaseState.PUBLISHING:
+            await self.lease.release_trainer(self.fleet.trainer)
+            await self.lease.move(LeaseState.ROLLOUT)
 
     async def rejoin(self, name: str) -> Worker:
         """A new or a lost engine's successor, with the published weights, admitted; what `Rollouts` calls."""
         engine = await self._present(name)
         await self.lease.acquire_engines([engine])
-        await self.sync.admit([engine])
+        await self.sync.admit([engine], await self.sync.load([engine]))
         return engine
 
     async def validate(self, stage: StageConfig) -> ValidationFacts:

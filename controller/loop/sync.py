@@ -6,6 +6,7 @@ copy; the canary can.
 """
 
 import asyncio
+import math
 from dataclasses import dataclass, field
 
 from crescendo.buffer import ExperienceBuffer
@@ -18,7 +19,7 @@ from crescendo.controller.loop.lease import DeviceLease
 from crescendo.proto.v1 import common_pb2, rollout_pb2, trainer_pb2
 
 CANARY_TOKENS = 32  # longest canary: each update pays two forward passes of them
-LOAD_ATTEMPTS = 2
+ATTEMPTS = range(1, 3)
 
 
 @dataclass
@@ -60,9 +61,16 @@ class WeightSync:
         failpoints.reach("publish.registered")
         return float(answer.gather_seconds + answer.digest_seconds + answer.canary_seconds)
 
-    async def admit(self, engines: list[Worker]) -> SyncFacts:
-        """Brings engines to the published version; raises WeightMismatchError when one cannot prove it."""
-        attestations = await asyncio.gather(*(self._update(engine) for engine in engines))
+    async def load(self, engines: list[Worker]) -> list[common_pb2.Attestation]:
+        """Brings the published version to engines; raises WeightMismatchError when one cannot prove its bytes.
+
+        Engines without a cache cannot compute canaries yet: `admit` asks for them.
+        """
+        return list(await asyncio.gather(*(self._update(engine) for engine in engines)))
+
+    async def admit(self, engines: list[Worker], attestations: list[common_pb2.Attestation]) -> SyncFacts:
+        """Lets engines serve what they loaded; raises WeightMismatchError when one cannot prove it."""
+        attestations = await asyncio.gather(*map(self._complete, engines, attestations))
         differences = [canary_difference(self.manifest, attestation) for attestation in attestations]
         # On record before any engine serves: the audit holds every trained token against it.
         for engine, attestation, difference in zip(engines, attestations, differences, strict=True):
@@ -83,9 +91,9 @@ class WeightSync:
         request = trainer_pb2.RetireRequest(fence=self.lease.fence, below_version=self.manifest.version)
         await trainer.call("Retire", request, timeout_s=self.config.deadlines.call_s)
 
-    async def _update(self, engine: Worker) -> common_pb2.Attestation:
+    async def _update(self, engine: Worker, attempts: range = ATTEMPTS) -> common_pb2.Attestation:
         problem = ""
-        for attempt in range(1, LOAD_ATTEMPTS + 1):
+        for attempt in attempts:
             request = rollout_pb2.UpdateWeightsRequest(
                 fence=self.lease.fence,
                 idempotency_key=f"update-{self.manifest.version}-{attempt}",
@@ -93,13 +101,28 @@ class WeightSync:
             )
             answer = await engine.call("UpdateWeights", request, timeout_s=self.config.deadlines.sync_s)
             attestation: common_pb2.Attestation = answer.attestation
-            problem = mismatch(self.manifest, attestation, self.config.rollout.canary_tolerance)
+            tolerance = self.config.rollout.canary_tolerance if attestation.canaries else math.inf
+            problem = mismatch(self.manifest, attestation, tolerance)
             if not problem:
                 return attestation
             self.board.event(
                 "weights.refused", f"{engine.worker_id} is not admitted: {problem}", severity="error", attempt=attempt
             )
         raise WeightMismatchError(f"{engine.worker_id} cannot prove weight version {self.manifest.version}: {problem}")
+
+    async def _complete(self, engine: Worker, attestation: common_pb2.Attestation) -> common_pb2.Attestation:
+        """Asks for the canaries that an engine without a cache left out; loads once more when they differ."""
+        if len(attestation.canaries) == len(self.manifest.canaries):
+            return attestation
+        sequences = [rollout_pb2.TokenSequence(token_ids=one.token_ids) for one in self.manifest.canaries]
+        request = rollout_pb2.ScoreTokensRequest(sequences=sequences)
+        answer = await engine.call("ScoreTokens", request, timeout_s=self.config.deadlines.sync_s)
+        attestation.canaries.extend(answer.scores)
+        problem = mismatch(self.manifest, attestation, self.config.rollout.canary_tolerance)
+        if not problem:
+            return attestation
+        self.board.event("weights.refused", f"{engine.worker_id} is not admitted: {problem}", severity="error")
+        return await self._update(engine, range(ATTEMPTS.stop, ATTEMPTS.stop + 1))
 
 
 def canary_difference(manifest: common_pb2.WeightManifest, attestation: common_pb2.Attestation) -> float:

@@ -1,8 +1,9 @@
 """The seam between the rollout service and what generates tokens.
 
 An `Engine` is synchronous and belongs to one thread: `EngineThread` (thread.py) calls every method, so an
-engine needs no locks. `VllmEngine` is the real one; `ScriptedEngine` needs neither torch nor vLLM and serves
-controller tests and simulation. tests/contract/test_engines.py runs one suite over both.
+engine needs no locks. `VllmEngine` is the fast one; `ReferenceEngine` computes the same slowly, with transformers
+alone; `ScriptedEngine` needs neither torch nor vLLM and serves controller tests and simulation.
+tests/contract/test_engines.py runs one suite over all.
 
 A request goes in with its prompt and whatever earlier segments generated; tokens come out by `step`, one
 `EngineOutput` a request and step. Continuing by prompt + generated tokens gives what an uninterrupted
@@ -101,8 +102,11 @@ class Engine(Protocol):
         """Lets go of the device: `sleep` (weights and cache are discarded) or `restart` (the engine ends)."""
         ...
 
-    def acquire(self) -> None:
-        """Takes the device back. Weights are undefined until `load_weights` after either method."""
+    def acquire(self, *, cache: bool = True) -> None:
+        """Takes the device back. Weights are undefined until `load_weights` after either method.
+
+        cache: false leaves the cache out where it can come later, by another call; nothing can be stepped before.
+        """
         ...
 
     def close(self) -> None:

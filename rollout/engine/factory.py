@@ -7,7 +7,7 @@ from crescendo.rollout.engine.base import Engine
 from crescendo.rollout.engine.forced import OPTION, ForcedLengthEngine, read_lengths
 from crescendo.rollout.engine.settings import EngineSettings
 
-ENGINES = ("vllm", "scripted")
+ENGINES = ("vllm", "reference", "scripted")
 
 
 def make_engine(name: str, settings: EngineSettings) -> Engine:
@@ -22,6 +22,10 @@ def _make(name: str, settings: EngineSettings) -> Engine:
         from crescendo.rollout.engine.vllm_engine import VllmEngine
 
         return VllmEngine(settings)
+    if name == "reference":
+        from crescendo.rollout.engine.reference_engine import ReferenceEngine
+
+        return ReferenceEngine(settings)
     if name == "scripted":
         from crescendo.rollout.engine.scripted import ScriptedEngine
 

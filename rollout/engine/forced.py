@@ -108,9 +108,9 @@ class ForcedLengthEngine:
         self._whole.clear()
         self._engine.release(method)
 
-    def acquire(self) -> None:
+    def acquire(self, *, cache: bool = True) -> None:
         """Takes the device back."""
-        self._engine.acquire()
+        self._engine.acquire(cache=cache)
 
     def close(self) -> None:
         """Ends the engine."""

@@ -122,7 +122,7 @@ class ScriptedEngine:
     def release(self, method: str) -> None:
         """Holds no device."""
 
-    def acquire(self) -> None:
+    def acquire(self, *, cache: bool = True) -> None:
         """Needs no device."""
 
     def close(self) -> None:

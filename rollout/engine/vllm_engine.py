@@ -36,6 +36,7 @@ class VllmEngine:
         self._scoring: set[str] = set()
         self._running: set[str] = set()
         self._llm: Any = None
+        self._awake: set[str] = set()  # tags of vLLM's allocator whose memory is there
         self._start(dummy_weights=settings.dummy_weights)
 
     @property
@@ -124,16 +125,19 @@ class VllmEngine:
         self.abort([*self._running, *self._scoring])
         if method == "sleep":
             self._llm.sleep(level=SLEEP_LEVEL)
+            self._awake.clear()
         else:
             self.close()
             gc.collect()  # what refers to device memory goes now, not whenever
 
-    def acquire(self) -> None:
-        """Takes the GPU back; weights must be loaded before anything runs."""
+    def acquire(self, *, cache: bool = True) -> None:
+        """Takes the GPU back; weights must be loaded before anything runs. A core that ended starts whole."""
         if self._llm is None:
             self._start(dummy_weights=True)
-        else:
-            self._llm.wake_up()
+        elif self._awake != {"weights", "kv_cache"}:
+            wanted = [tag for tag in ("weights", "kv_cache") if tag not in self._awake and (cache or tag == "weights")]
+            self._llm.wake_up(wanted)
+            self._awake.update(wanted)
 
     def close(self) -> None:
         """Ends the core and its workers."""
@@ -181,6 +185,7 @@ class VllmEngine:
             weight_transfer_config=WeightTransferConfig(backend=BACKEND),
         )
         self._llm = LLMEngine.from_engine_args(arguments)
+        self._awake = {"weights", "kv_cache"}
         self._tasks = self._llm.get_supported_tasks()
 
     def _submit(self, request_id: str, token_ids: list[int], params: Any) -> None:

@@ -26,7 +26,7 @@ from tests.contract.engine_cases import (
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["scripted", "vllm"])
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["scripted", "reference", "vllm"])
 async def driver(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[RolloutDriver]:

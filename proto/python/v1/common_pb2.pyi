@@ -635,6 +635,9 @@ class DeviceReport(_message.Message):
     HELD_BYTES_FIELD_NUMBER: _builtins.int
     CPU_SECONDS_FIELD_NUMBER: _builtins.int
     SECONDS_FIELD_NUMBER: _builtins.int
+    FREE_BYTES_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    NEEDED_BYTES_FIELD_NUMBER: _builtins.int
     state: Global___DeviceState.ValueType
     method: _builtins.str
     """idle | sleep | restart | offload"""
@@ -644,6 +647,12 @@ class DeviceReport(_message.Message):
     """CPU time used so far, to prove that a released holder stands still"""
     seconds: _builtins.float
     """how long the hand-over took"""
+    free_bytes: _builtins.int
+    """GPU: free now, by NVML, on the device with least; with total_bytes 0: unknown"""
+    total_bytes: _builtins.int
+    """GPU: of that device"""
+    needed_bytes: _builtins.int
+    """GPU: what this side will take of a device when it acquires all again"""
     def __init__(
         self,
         *,
@@ -652,10 +661,13 @@ class DeviceReport(_message.Message):
         held_bytes: _builtins.int = ...,
         cpu_seconds: _builtins.float = ...,
         seconds: _builtins.float = ...,
+        free_bytes: _builtins.int = ...,
+        total_bytes: _builtins.int = ...,
+        needed_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_seconds", b"cpu_seconds", "held_bytes", b"held_bytes", "method", b"method", "seconds", b"seconds", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_seconds", b"cpu_seconds", "free_bytes", b"free_bytes", "held_bytes", b"held_bytes", "method", b"method", "needed_bytes", b"needed_bytes", "seconds", b"seconds", "state", b"state", "total_bytes", b"total_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -947,7 +947,7 @@ class TrainerReleaseDeviceRequest(_message.Message):
     FENCE_FIELD_NUMBER: _builtins.int
     METHOD_FIELD_NUMBER: _builtins.int
     method: _builtins.str
-    """idle | offload"""
+    """idle | offload_state (all but weights) | offload"""
     @_builtins.property
     def fence(self) -> _common_pb2.Fence: ...
     def __init__(
