@@ -28,6 +28,15 @@ PROGRAMS = {
     "times": b"import os\ntry:\n    os.utime('BAIT', (0, 0))\nexcept OSError:\n    print('held')",
     "spin": b"while True: pass",
     "memory": b"try:\n    bytearray(1 << 30)\nexcept MemoryError:\n    print('held')",
+    "children": b"""
+import os, time
+try:
+    children = [os.fork() for _ in range(3)]
+    block = b"x" * (100 << 20)
+    time.sleep(10)
+except OSError:
+    print('held')
+""",
 }
 
 
@@ -40,7 +49,7 @@ async def main() -> None:
     print(json.dumps({"jail": posture.jail, "uid": os.geteuid(), "refusals": {**opened.refusals}}), flush=True)
     for name, source in PROGRAMS.items():
         source = source.replace(b"SERVER", str(os.getpid()).encode()).replace(b"BAIT", bytes(bait))
-        outcome = await opened.sandbox.run(Program("python", {"main.py": source}, limits=Limits(wall_s=1)), 30)
+        outcome = await opened.sandbox.run(Program("python", {"main.py": source}, limits=Limits(wall_s=3)), 30)
         said = outcome.stdout.decode()
         print(json.dumps({"name": name, "ending": outcome.ending, "said": said, "reason": outcome.reason}), flush=True)
     await opened.sandbox.close()

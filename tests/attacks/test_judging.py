@@ -11,9 +11,8 @@ import pytest
 from crescendo.proto.v1 import common_pb2
 from crescendo.reward_service.judge.conduct import judge
 from crescendo.reward_service.sandbox.protocol import Sandbox
-from tests.attacks.host import processes_below
 from tests.attacks.judging import HONEST, RULES, JudgeCase, Watched, honest_tests, judge_cases, vaults
-from tests.attacks.test_attacks import what_is_left
+from tests.attacks.test_attacks import processes_at_rest, what_is_left
 
 DEADLINE_S = 60.0
 JAILS = ("namespaces-warm", "landlock-warm", "runsc")
@@ -38,7 +37,7 @@ def library_state() -> dict[str, int]:
 @pytest.mark.parametrize(("attacked", "case"), PAIRS, indirect=["attacked"])
 async def test_an_attack_is_never_judged_correct(attacked: tuple[str, Sandbox], case: JudgeCase) -> None:
     jail, sandbox = attacked
-    processes, library = processes_below(), library_state()
+    processes, library = await processes_at_rest(sandbox), library_state()
     for vault in vaults()[: 1 if jail in SLOW_JAILS else None]:
         watched = Watched(sandbox)
         found = await judge(case.program, vault.tests, case.rules, watched, DEADLINE_S)
