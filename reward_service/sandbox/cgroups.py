@@ -113,7 +113,7 @@ class CgroupPool:
         self._names = names
         self._name = f"{_PREFIX}{os.getpid()}-{next(_POOLS)}"
         self._number = 0
-        self._slots: set[str] = set()
+        self._is_closed = False
         self._free: deque[Slot] = deque()
         self._taken: list[Slot] = []
         self._aside: list[Slot] = []
@@ -152,6 +152,8 @@ class CgroupPool:
 
     def give_back(self, slot: Slot) -> None:
         """The run is over: the slot is used again if it is verifiably empty."""
+        if self._is_closed:
+            return
         self._taken.remove(slot)
         if slot.reset():
             self._free.append(slot)
@@ -161,6 +163,7 @@ class CgroupPool:
 
     def close(self) -> None:
         """Removes every group."""
+        self._is_closed = True
         for slot in (*self._free, *self._taken, *self._aside):
             for descriptor in slot.descriptors:
                 os.close(descriptor)

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Coroutine
 from dataclasses import dataclass
 
-from crescendo.common.errors import DeadlineError, OverloadError, WorkerLostError
+from crescendo.common.errors import CrescendoError, DeadlineError, OverloadError, WorkerLostError
 from crescendo.reward_service.sandbox.cgroups import CgroupPool, Slot
 from crescendo.reward_service.sandbox.inside import packets
 from crescendo.reward_service.sandbox.profiles import COMMON_IMPORTS, PROFILES
@@ -64,6 +64,7 @@ class WarmSandbox:
         self._zygote: ZygoteProcess | None = None
         self._zygote_lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._num_coming = 0  # children on their way to `_ready`
         self._is_closing = False
         self.num_started = 0
 
@@ -163,21 +164,22 @@ class WarmSandbox:
         return Inmate(zygote, child, slot, shape)
 
     def _refill(self) -> None:
-        if not self._is_closing and len(self._ready) < self._options.num_ready:
+        while not self._is_closing and len(self._ready) + self._num_coming < self._options.num_ready:
+            self._num_coming += 1
             self._spawn(self._add_ready())
 
     async def _add_ready(self) -> None:
         try:
             inmate = await self._admit(await self._living_zygote(), _DEFAULT_SHAPE)
-        except WorkerLostError as error:
-            log.warning("no child could be kept ready: %s", error.message)
+        except (CrescendoError, OSError) as error:
+            log.warning("no child could be kept ready: %s", error)
             return
+        finally:
+            self._num_coming -= 1
         if self._is_closing:
             await self._bury(inmate)
-            return
-        self._ready.append(inmate)
-        if len(self._ready) < self._options.num_ready:
-            self._refill()
+        else:
+            self._ready.append(inmate)
 
     async def _bury(self, inmate: Inmate) -> None:
         """Returns when nothing of the child is left and its cgroup is clean or set aside."""
