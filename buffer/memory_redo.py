@@ -68,12 +68,11 @@ class MemoryRedo:
         for group in self._ledger.groups_in([GroupState.CONSUMED]):
             if group.consumed is not None and group.consumed[1] > line.get(group.consumed[0], -(2**62)):
                 group.state = GroupState.ABANDONED
-        restored = max(
-            (one.version for one in self.versions if one.iteration <= line.get(one.branch, -(2**62))), default=0
-        )
+        # Their number does not say how new weights are: what a recovery trains again gets new ones.
+        on_line = {0} | {one.version for one in self.versions if one.iteration <= line.get(one.branch, -(2**62))}
         for group in self._ledger.groups_in([GroupState.OPEN, GroupState.COMPLETE]):
             group.branch = newest + 1
-            if drop_partials and any(member.weights > restored for member in group.members):
+            if drop_partials and any(member.weights not in on_line for member in group.members):
                 self._ledger.drop_group(group, "rollback")
         self._branches.append((parent, from_iteration))
         return newest + 1

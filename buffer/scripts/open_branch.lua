@@ -5,7 +5,7 @@
 -- Asking again before anything was consumed on the new branch returns the same number.
 --
 -- Arguments  ARGV[3] parent branch, [4] iteration of the restored commit, [5] drop_partials (0 or 1)
--- Reads      branches, consumed:*, groups:open, groups:complete, weights:*, version, records
+-- Reads      branches, consumed:*, groups:open, groups:complete, weights:*, records
 -- Writes     fence, branches, records, groups:*, consumed:*, the queues that groups are in, counts, open
 -- Returns    the number of the new branch
 
@@ -50,20 +50,20 @@ local function abandon(branch)
   call_in_parts('ZREM', 'consumed:' .. branch, ids)
 end
 
-local function restored_version()
-  for version = tonumber(call('GET', 'version') or 0), 1, -1 do
+-- Whether weights lie on the new branch's line. Their number does not say: what a recovery trains again gets new ones.
+local known_versions = {[0] = true}
+local function is_on_line(version)
+  if known_versions[version] == nil then
     local w = call('HMGET', 'weights:' .. version, 'branch', 'iteration')
     local last = w[1] and line[tonumber(w[1])]
-    if last and tonumber(w[2]) <= last then
-      return version
-    end
+    known_versions[version] = (last and tonumber(w[2]) <= last) and true or false
   end
-  return 0
+  return known_versions[version]
 end
 
-local function is_newer(id, restored)
+local function is_newer(id)
   for _, version in ipairs(columns[id].weights) do
-    if version > restored then
+    if not is_on_line(tonumber(version)) then
       return true
     end
   end
@@ -71,7 +71,6 @@ local function is_newer(id, restored)
 end
 
 local branch = newest + 1
-local restored = restored_version()
 for known = 0, newest do
   abandon(known)
 end
@@ -80,7 +79,7 @@ for _, state in ipairs({'open', 'complete'}) do
   fetch(ids)
   for _, id in ipairs(ids) do
     records[id].branch, changed[id] = branch, true
-    if ARGV[5] == '1' and is_newer(id, restored) then
+    if ARGV[5] == '1' and is_newer(id) then
       drop_group(id, 'rollback')
     end
   end

@@ -123,6 +123,22 @@ async def test_a_rollback_abandons_what_came_after(driver: Driver, drop_partials
     assert await driver.buffer.committed() == (1, 3, "m1-3")
 
 
+async def test_a_rollback_knows_newer_weights_by_their_iteration_not_by_their_number(driver: Driver) -> None:
+    # Versions 1 to 3 are iterations 0 to 2; then the run died, and iterations 1 and 2 were trained again.
+    for iteration in (0, 1, 2, 1, 2):
+        await driver.buffer.next_version(driver.fence, parent=0, branch=0, iteration=iteration)
+    newer, older = (new_group(draw, iteration=3, samples=1) for draw in (1, 2))
+    await driver.open(newer, older)
+    first, second = await driver.claim(limit=2, iteration=3)
+    await driver.flush(
+        Update(first, 0, segment(2, version=3), TrajectoryState.PARKED),
+        Update(second, 0, segment(2, version=4), TrajectoryState.PARKED),
+    )
+    await driver.buffer.open_branch(driver.fence, parent=0, from_iteration=1, drop_partials=True)
+    assert await driver.buffer.groups(GroupState.DROPPED) == [newer.group_id]
+    assert await driver.buffer.groups(GroupState.OPEN) == [older.group_id]
+
+
 async def test_a_rollback_past_the_fork_abandons_the_branches_between(driver: Driver) -> None:
     await train_to(driver, 3)
     assert await driver.buffer.open_branch(driver.fence, parent=0, from_iteration=2, drop_partials=True) == 1
