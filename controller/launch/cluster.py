@@ -110,10 +110,10 @@ class Cluster:
             else:
                 return
 
-    async def start(self, spec: ServiceSpec, *, bundle: int, deadline_s: float) -> ActorHandle:
-        """Places an actor and starts its service. bundle: index of the device it works on.
+    async def place(self, spec: ServiceSpec, *, bundle: int) -> Any:
+        """Makes the actor of a service, which is not started yet. bundle: index of the device it works on.
 
-        Raises WorkerLostError when Ray is lost, WorkerStartError when the service does not come up.
+        Raises WorkerLostError when Ray is lost.
         """
         if why := self.why_lost():
             raise WorkerLostError(f"{spec.worker_id} cannot be placed: {why}.")
@@ -126,7 +126,26 @@ class Cluster:
                 self._group, placement_group_bundle_index=bundle, placement_group_capture_child_tasks=True
             )
         # In a thread, because Ray's client blocks while Ray does not answer, and the controller must not.
-        actor = await asyncio.to_thread(lambda: ray.remote(ServiceActor).options(**options).remote())
+        return await asyncio.to_thread(lambda: ray.remote(ServiceActor).options(**options).remote())
+
+    async def rendezvous(self, actor: Any, deadline_s: float) -> str:
+        """host:port where a gang meets whose rank 0 the placed actor is to be; raises WorkerStartError."""
+        try:
+            return str(await asyncio.wait_for(_result(actor.rendezvous.remote()), deadline_s))
+        except TimeoutError:
+            self.kill(actor)
+            raise WorkerStartError(
+                f"the trainer's rank 0 was not placed within {deadline_s:.0f} s.",
+                field="deadlines.start_s",
+                fix="See whether the cluster has room: `ray status` on its head.",
+            ) from None
+
+    async def start(self, spec: ServiceSpec, *, bundle: int, deadline_s: float, actor: Any = None) -> ActorHandle:
+        """Places an actor, unless it is given, and starts its service.
+
+        Raises WorkerLostError when Ray is lost, WorkerStartError when the service does not come up.
+        """
+        actor = actor or await self.place(spec, bundle=bundle)
         try:
             address = await asyncio.wait_for(_result(actor.start.remote(spec.to_json())), deadline_s)
             pid = await asyncio.wait_for(_result(actor.process_id.remote()), deadline_s)

@@ -14,10 +14,10 @@ import asyncio
 import contextlib
 import json
 import logging
-import socket
 import tempfile
 import time
 from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,8 @@ STOP_GRACE_S = 5.0
 BUFFER_STOP_GRACE_S = 1.0  # of a server that is lost anyway
 END_S = 10.0  # for a killed process to be gone
 KILL_POLL_S = 0.02
+JOIN_PROBE_S = 10.0
+JOIN_POLL_S = 0.5
 
 
 def engine_name(index: int) -> str:
@@ -112,7 +114,7 @@ class Fleet:
         async with self._locks["reward"]:
             if not _all_ready(self._of("reward", "executor")):
                 await self._end_all("reward", "executor")
-                await self._start_reward()
+                await (self._join_reward() if self.config.reward_service.address else self._start_reward())
 
     async def ensure_archiver(self) -> Worker | None:
         """Starts the archiver unless it is ready; None when the run keeps no archive."""
@@ -162,6 +164,27 @@ class Fleet:
             await self._end(engine)
             self.workers.pop(engine.worker_id, None)
 
+    async def _join_reward(self) -> None:
+        """Waits until the reward service that serves many runs answers, and takes it as this run's."""
+        address, deadline_s = self.config.reward_service.address, self.config.deadlines.start_s
+        worker = Worker(self._spec("reward", 0, address=address))
+        self.workers[worker.worker_id] = worker
+        worker.client = Client(Endpoint(address), STUBS["reward"][0])
+        worker.state = "ready"
+        give_up = time.monotonic() + deadline_s
+        while True:
+            try:
+                await worker.refresh(min(JOIN_PROBE_S, deadline_s))
+            except CrescendoError as error:
+                if not error.retryable or time.monotonic() > give_up:
+                    worker.lose("it does not answer")
+                    error.message = f"reward_service.address {address} does not answer: {error.message}"
+                    raise
+                await asyncio.sleep(JOIN_POLL_S)
+            else:
+                log.info("the reward service at %s answers", address)
+                return
+
     async def _start_reward(self) -> None:
         rewards = self.config.rewards
         links = [link for chain in (*rewards.chains.values(), rewards.group) for link in chain]
@@ -179,14 +202,20 @@ class Fleet:
     async def _start_trainer(self) -> None:
         trainer = self.config.trainer
         size = trainer.tensor_parallel * trainer.data_parallel
-        rendezvous = f"127.0.0.1:{_free_port()}"
         options = {"tensor_parallel": str(trainer.tensor_parallel), "data_parallel": str(trainer.data_parallel)}
         specs = [
-            self._spec("trainer", rank, rank=rank, world_size=size, rendezvous=rendezvous, options=options,
+            self._spec("trainer", rank, rank=rank, world_size=size, options=options,
                        threads=trainer.threads, model_path=str(self.folder.model.resolve()))
             for rank in range(size)
         ]  # fmt: skip
-        await asyncio.gather(*(self._launch(spec, bundle=spec.rank) for spec in specs))
+        actors: list[Any] = [None] * size
+        if size > 1:  # they meet where rank 0 is
+            actors[0] = await self.cluster.place(specs[0], bundle=0)
+            rendezvous = await self.cluster.rendezvous(actors[0], self.config.deadlines.start_s)
+            specs = [replace(spec, rendezvous=rendezvous) for spec in specs]
+        await asyncio.gather(
+            *(self._launch(spec, bundle=spec.rank, actor=actor) for spec, actor in zip(specs, actors, strict=True))
+        )
 
     async def _start_engine(self, index: int) -> Worker:
         rollout = self.config.rollout
@@ -206,7 +235,8 @@ class Fleet:
             role=role, worker_id=worker_id, incarnation=incarnation, buffer_url=buffer_url, **self._base, **fields
         )
 
-    async def _launch(self, spec: ServiceSpec, bundle: int = 0) -> Worker:
+    async def _launch(self, spec: ServiceSpec, bundle: int = 0, actor: Any = None) -> Worker:
+        """actor: placed already, for a service in Ray."""
         worker = Worker(spec, bundle)
         self.workers[spec.worker_id] = worker
         deadline_s = self.config.deadlines.start_s
@@ -214,13 +244,15 @@ class Fleet:
             if module := LOCAL_MODULES.get(spec.role):
                 worker.process = await start_local(module, spec, self.folder.controller.parent, deadline_s)
             else:
-                worker.process = await self.cluster.start(spec, bundle=bundle, deadline_s=deadline_s)
+                placed = {"actor": actor} if actor is not None else {}
+                worker.process = await self.cluster.start(spec, bundle=bundle, deadline_s=deadline_s, **placed)
         except CrescendoError as error:
             error.message = f"{spec.worker_id} did not start: {error.message}"
             raise
         if worker.process.address:
             stub = STUBS[spec.role][0]
-            worker.client = Client(Endpoint(worker.process.address, spec.token), stub)
+            is_open = spec.role == "executor"
+            worker.client = Client(Endpoint(worker.process.address, spec.token, is_open), stub)
         worker.state = "ready"
         log.info("%s is ready at %s (pid %d)", worker.worker_id, worker.process.address, worker.process.pid)
         return worker
@@ -331,9 +363,3 @@ def _has_ended(process: psutil.Process) -> bool:
         return bool(process.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crescendo.common.errors import WorkerStartError
+from crescendo.common.rpc.identity import VARIABLE as IDENTITY
+from crescendo.common.rpc.server import ADDRESS_VARIABLE
 from crescendo.common.service import ServiceSpec
 
 ALLOWED_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "HOME", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV")
+IDENTIFIED = (IDENTITY, ADDRESS_VARIABLE)  # on a cluster, for every role but the executor, which holds no key
 POLL_S = 0.02
 
 
@@ -61,7 +64,8 @@ async def start_local(module: str, spec: ServiceSpec, control: Path, deadline_s:
     ready_file = control / f"{spec.worker_id}.ready"
     ready_file.unlink(missing_ok=True)
     write_private(spec_file, spec.to_json())
-    environment = {name: os.environ[name] for name in ALLOWED_ENVIRONMENT if name in os.environ}
+    allowed = ALLOWED_ENVIRONMENT if spec.role == "executor" else ALLOWED_ENVIRONMENT + IDENTIFIED
+    environment = {name: os.environ[name] for name in allowed if name in os.environ}
     log_path = Path(spec.run_folder) / "logs" / f"{spec.worker_id}.log"
     log_file = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:

@@ -19,7 +19,7 @@ from crescendo.controller.operator.options import Options
 from crescendo.controller.operator.resource import Manifest
 
 AUTHORITY_SECRET: Final = "crescendo-authority"
-PLATFORM_ROLES: Final = ("reward", "executor", "console")
+PLATFORM_ROLES: Final = ("reward", "console", "probe")
 
 
 async def load_authority(api: Api, options: Options) -> KeyPair:

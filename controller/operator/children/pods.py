@@ -9,6 +9,7 @@ from crescendo.controller.operator.resource import COMPONENT_LABEL, JOB_LABEL, J
 RUN_FOLDER_MOUNT: Final = "/var/lib/crescendo"
 RUN_FILE_MOUNT: Final = "/etc/crescendo/job"
 IDENTITY_MOUNT: Final = "/etc/crescendo/identity"
+BUFFER_PASSWORD_MOUNT: Final = "/etc/crescendo/buffer"
 USER_ID: Final = 1000
 PROTECTED: Final = ("serviceAccountName", "serviceAccount", "securityContext", "hostNetwork", "hostPID", "hostIPC")
 
@@ -96,12 +97,23 @@ def run_pod(job: Job, component: str, *, image: str, devices: int, identity_secr
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": shared}},
         ],
     }
+    if (spec.get("buffer") or {}).get("mode", "Dedicated") == "Dedicated":
+        _mount_buffer_password(pod, job)
     if spec.get("imagePullSecrets"):
         pod["imagePullSecrets"] = list(spec["imagePullSecrets"])
     if component != "head":
         pod |= _scheduling(job, devices)
     template = {"metadata": {"labels": labels(job, component)}, "spec": pod}
     return patched(template, job, component)
+
+
+def _mount_buffer_password(pod: Manifest, job: Job) -> None:
+    """The client's half of the buffer's Secret; the server's configuration is not for the run's pods."""
+    secret = {"secretName": f"{job.name}-buffer", "defaultMode": 0o440}
+    secret["items"] = [{"key": "password", "path": "password"}]
+    pod["volumes"].append({"name": "buffer", "secret": secret})
+    mount = {"name": "buffer", "mountPath": BUFFER_PASSWORD_MOUNT, "readOnly": True}
+    pod["containers"][0]["volumeMounts"].append(mount)
 
 
 def claim_name(job: Job) -> str:

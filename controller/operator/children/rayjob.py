@@ -10,7 +10,14 @@ from crescendo.controller.operator.options import Options
 from crescendo.controller.operator.resource import ATTEMPT_LABEL, Job, Manifest
 
 CONTROLLER_PORT: Final = 8444
-ENTRYPOINT: Final = f"crescendo run {RUN_FILE_MOUNT}/run.yaml --in-cluster"
+PORT_VARIABLE: Final = "CRESCENDO_CONTROLLER_PORT"
+RESTARTS: Final = 3
+# Take-over, because the operator alone says when an attempt begins: what is left of an earlier one, on a node that does
+# not answer, is fenced out.
+ENTRYPOINT: Final = f"crescendo run {RUN_FILE_MOUNT}/run.yaml --resume --take-over --plain --restarts {RESTARTS}"
+# Trainer and engine of a device share its cores by lease, not by Ray's count.
+CPUS_A_DEVICE: Final = 4
+MIN_CPUS: Final = 16
 KEPT_AFTER_END_S: Final = 60
 
 
@@ -47,7 +54,9 @@ def _queue_labels(job: Job) -> dict[str, str]:
 
 def _cluster(job: Job, options: Options) -> Manifest:
     head = run_pod(job, "head", image=job.spec["image"], devices=0, identity_secret=f"{job.name}-identity-controller")
-    head["spec"]["containers"][0]["ports"] = [
+    container = head["spec"]["containers"][0]
+    container["env"].append({"name": PORT_VARIABLE, "value": str(CONTROLLER_PORT)})
+    container["ports"] = [
         {"name": "gcs-server", "containerPort": 6379},
         {"name": "dashboard", "containerPort": 8265},
         {"name": "client", "containerPort": 10001},
@@ -71,10 +80,8 @@ def _groups(job: Job) -> list[Manifest]:
 
 def _group(job: Job, name: str, replicas: int) -> Manifest:
     devices = int(job.placement.get("devicesPerNode", 0))
-    parameters: dict[str, Any] = {"resources": _marker(name)}
-    if not devices:
-        # Actors on CPU share the cores by lease, not by Ray's count.
-        parameters["num-cpus"] = "16"
+    cpus = max(MIN_CPUS, CPUS_A_DEVICE * devices)
+    parameters: dict[str, Any] = {"resources": _marker(name), "num-cpus": str(cpus)}
     template = run_pod(
         job, name, image=job.spec["image"], devices=devices, identity_secret=f"{job.name}-identity-worker"
     )

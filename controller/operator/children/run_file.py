@@ -1,6 +1,6 @@
 """The run file of a job: spec.run, with what the cluster decides filled in, as `crescendo run` reads it.
 
-The buffer's password is not in it: the controller reads it from its environment's file (buffer.password_file).
+The buffer's password is not in it: the URL names the file that the password's Secret is mounted as.
 """
 
 import copy
@@ -12,7 +12,7 @@ import yaml
 from crescendo.common.config import check_mapping
 from crescendo.common.config.tree import camel_case
 from crescendo.common.errors import ConfigError
-from crescendo.controller.operator.children.pods import RUN_FOLDER_MOUNT, labels
+from crescendo.controller.operator.children.pods import BUFFER_PASSWORD_MOUNT, RUN_FOLDER_MOUNT, labels
 from crescendo.controller.operator.children.storage import BUFFER_PORT
 from crescendo.controller.operator.options import Options
 from crescendo.controller.operator.resource import Job, Manifest
@@ -27,6 +27,10 @@ def run_file(job: Job, options: Options) -> Manifest:
     run["buffer"] = {"name": "external", "url": buffer_url(job, options)}
     run["console"] = {"enabled": False}
     run["placement"] = _placement(job)
+    if options.reward_address:
+        run["rewardService"] = {**run.get("rewardService", {}), "address": options.reward_address}
+    if _pods(job) > 1 and run.get("trainer", {}).get("weightChannel", "shm") == "shm":
+        run["trainer"] = {**run.get("trainer", {}), "weightChannel": "tcp"}  # pods share no memory
     for path, source in sources(job):
         _set(run, path, source)
     return run
@@ -36,7 +40,8 @@ def buffer_url(job: Job, options: Options) -> str:
     """Where the run's buffer is."""
     if (job.spec.get("buffer") or {}).get("mode", "Dedicated") == "Shared":
         return options.shared_buffer_url
-    return f"redis://{job.name}-buffer.{job.namespace}.svc:{BUFFER_PORT}/0"
+    host = f"{job.name}-buffer.{job.namespace}.svc"
+    return f"redis://{host}:{BUFFER_PORT}/0?password_file={BUFFER_PASSWORD_MOUNT}/password"
 
 
 def sources(job: Job) -> list[tuple[str, str]]:
@@ -48,6 +53,11 @@ def sources(job: Job) -> list[tuple[str, str]]:
         if (job.spec.get("datasets") or {}).get(name):
             found.append((f"data.{name}.path", f"{CACHE}/{name}"))
     return found
+
+
+def _pods(job: Job) -> int:
+    """Worker pods of the run."""
+    return int(job.placement.get("nodes", 1)) + int(job.placement.get("rolloutNodes", 0))
 
 
 def _placement(job: Job) -> Manifest:

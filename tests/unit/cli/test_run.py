@@ -257,7 +257,7 @@ def test_verbs_status_and_watch(workplace: Workplace) -> None:
     assert (code, "is running already" in text) == (2, True)
     assert workplace.call_here("stop", "--no-commit")[0] == 0
     text, _ = process.communicate(timeout=LIMIT_S)
-    assert process.returncode == 0, text
+    assert process.returncode == 130, text
     seen, _ = watching.communicate(timeout=LIMIT_S)
     assert watching.returncode == 0, seen
     assert "short left by manual for medium" in seen

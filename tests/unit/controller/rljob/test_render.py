@@ -1,14 +1,19 @@
 """A run file becomes an RLJob and comes back; children follow the RLJob."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from crescendo.cli.main import parser
 from crescendo.common.config import check_mapping, read_mapping
 from crescendo.common.errors import ConfigError
+from crescendo.controller import app
 from crescendo.controller.operator.children import fixtures, ray_job, spec_problems
+from crescendo.controller.operator.children.rayjob import ENTRYPOINT
+from crescendo.controller.operator.children.run_file import run_file
 from crescendo.controller.operator.options import Options
 from crescendo.controller.operator.render import to_rljob, to_run_file
 from crescendo.controller.operator.resource import Job
@@ -117,7 +122,31 @@ def test_the_mounted_run_file_is_a_run_file() -> None:
     (found,) = [one for one in fixtures(job(), Options()) if one["kind"] == "ConfigMap"]
     config = check_mapping(yaml.safe_load(found["data"]["run.yaml"]), "run.yaml")
     assert (config.run.name, config.buffer.name, config.placement.device) == ("math", "external", "cpu")
-    assert config.buffer.url == "redis://math-buffer.team.svc:6379/0"
+    assert config.buffer.url == "redis://math-buffer.team.svc:6379/0?password_file=/etc/crescendo/buffer/password"
+    assert config.reward_service.address == ""
+
+
+def test_the_run_uses_the_platforms_reward_service_and_a_channel_between_pods() -> None:
+    options = Options(reward_address="crescendo-reward.crescendo-system.svc:8446")
+    spread = job(placement={"mode": "Colocated", "nodes": 2, "devicesPerNode": 8})
+    config = check_mapping(run_file(spread, options), "run.yaml")
+    assert config.reward_service.address == options.reward_address
+    assert (config.trainer.weight_channel, config.placement.num_devices) == ("tcp", 16)
+    assert check_mapping(run_file(job(), options), "run.yaml").trainer.weight_channel == "shm"
+
+
+def test_head_and_workers_hold_the_buffers_password_and_the_head_a_fixed_port() -> None:
+    head, worker = containers()
+    for container in (head, worker):
+        assert {"name": "buffer", "mountPath": "/etc/crescendo/buffer", "readOnly": True} in container["volumeMounts"]
+    assert {"name": app.PORT_VARIABLE, "value": "8444"} in head["env"]
+    (shared, _) = containers(buffer={"mode": "Shared"})
+    assert "buffer" not in [mount["name"] for mount in shared["volumeMounts"]]
+
+
+def test_the_entrypoint_is_a_command_that_there_is() -> None:
+    options = parser().parse_args(shlex.split(ENTRYPOINT)[1:])
+    assert (options.recipe, options.resume, options.take_over) == ("/etc/crescendo/job/run.yaml", True, True)
 
 
 def test_only_the_runs_own_pods_reach_its_buffer() -> None:
