@@ -63,6 +63,7 @@ def operator(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> Ite
     found.start()
     yield found
     found.kill()
+    print(found.log[-4000:])  # pytest shows it when the test failed
 
 
 @pytest.fixture

@@ -34,6 +34,7 @@ NODE: Final = (
 )
 RENAMED: Final = {"server": "etcd", "ray-operator": "kuberay-operator"}
 LIMIT_S: Final = 2400
+ATTEMPTS: Final = 3
 
 
 def cache() -> Path:
@@ -103,7 +104,10 @@ def _go_build(package: str, folder: Path) -> None:
         f"{target}.new",
         package,
     ]
-    subprocess.run(command, cwd=folder, env=_environment(), timeout=LIMIT_S, check=True)
+    for attempt in range(ATTEMPTS):  # the first also downloads modules, which a network may interrupt
+        ran = subprocess.run(command, cwd=folder, env=_environment(), timeout=LIMIT_S, check=attempt + 1 == ATTEMPTS)
+        if ran.returncode == 0:
+            break
     os.replace(f"{target}.new", target)
     print(f"[build] {target.name} {time.monotonic() - begun:.0f} s", flush=True)
 
