@@ -9,7 +9,7 @@ import pytest
 from crescendo.reward_service.sandbox.protocol import Ending, Limits, Program, Sandbox
 from tests.attacks.document import DOCUMENT, document
 from tests.attacks.host import Host, cgroup_members, processes_below
-from tests.attacks.suite import Case, load_cases
+from tests.attacks.suite import JAILS, Case, load_cases
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="session"),
@@ -31,7 +31,16 @@ print("clean")
 """
 
 
-@pytest.mark.parametrize("case", load_cases(), ids=lambda case: case.name)
+# Our own jails are the same cold and warm, but for the interpreter: every third case says whether cold ones hold too.
+PAIRS = [
+    pytest.param(jail, case, id=f"{jail}-{case.name}")
+    for jail in JAILS
+    for number, case in enumerate(load_cases())
+    if not jail.endswith("-cold") or number % 3 == 0
+]
+
+
+@pytest.mark.parametrize(("attacked", "case"), PAIRS, indirect=["attacked"])
 async def test_attack(attacked: tuple[str, Sandbox], host: Host, case: Case) -> None:
     """The attack is held, leaves nothing, and the next program notices nothing."""
     jail, sandbox = attacked
