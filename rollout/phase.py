@@ -33,7 +33,7 @@ R = TypeVar("R")
 CLAIM_WAIT_S = 0.1  # longest wait on the buffer's wake-up; a Pause waits for it at most
 BUSY_CLAIM_INTERVAL_S = 0.5  # between claims while others run here and the last claim found nothing
 FLUSH_INTERVAL_S = 0.02  # least time between two flushes: round trips shared by what ends meanwhile
-EARLY = 4  # a flush starts when a quarter of flush_tokens is left
+EARLY = 4  # a flush starts when a quarter of flush_tokens is left: it takes a while, and no more than they may be lost
 FIRST_BACKOFF_S = 0.1
 LAST_BACKOFF_S = 5.0
 RENEWALS_PER_LEASE = 3
@@ -57,6 +57,7 @@ class RolloutPhase:
         self.trouble = ""
         self.refused = False  # the trouble is that the buffer refuses writes
         self.error: CrescendoError | None = None
+        self._flush_from = begin.flush_tokens - begin.flush_tokens // EARLY or float("inf")
         self._engine = engine
         self._buffer = buffer
         self._worker_id = worker_id
@@ -266,15 +267,6 @@ class RolloutPhase:
                 await self._flush(batch)
             if not self._stopping:
                 await asyncio.sleep(FLUSH_INTERVAL_S)
-
-    @property
-    def _flush_from(self) -> float:
-        """Unflushed tokens at which a trajectory is flushed: early, because it generates while the flush is under way.
-
-        A killed engine then costs a trajectory at most flush_tokens.
-        """
-        tokens = self.begin.flush_tokens
-        return tokens - tokens // EARLY if tokens else float("inf")
 
     def _due(self, now_s: float, tick_s: float) -> list[Flight]:
         return [
