@@ -51,6 +51,7 @@ lint: setup ## ruff, mypy --strict, import-linter, and whether generated files a
 	$(BIN)/python proto/generate.py --check
 	$(BIN)/python -m crescendo.common.config.docs --check
 	$(BIN)/python -m crescendo.reward_service.scorers.catalogue --check
+	$(BIN)/python -m tests.attacks.document --check
 	$(BIN)/python -m crescendo.controller.operator.crd --check
 	$(BIN)/python helm/generate.py --check
 
@@ -64,6 +65,7 @@ proto: setup ## regenerate proto/python from proto/crescendo/v1
 docs: setup ## regenerate the generated documents
 	$(BIN)/python -m crescendo.common.config.docs
 	$(BIN)/python -m crescendo.reward_service.scorers.catalogue
+	$(BIN)/python -m tests.attacks.document
 
 crd: setup ## regenerate the RLJob CustomResourceDefinition from the config schema
 	$(BIN)/python -m crescendo.controller.operator.crd
