@@ -23,8 +23,11 @@ from rich.table import Table
 from rich.text import Text
 
 from crescendo.cli.exits import Exit
+from crescendo.cli.plan import refuse_early
 from crescendo.common.config import Config
+from crescendo.common.device_memory import device_memory
 from crescendo.common.errors import EnvironmentProblem
+from crescendo.common.planner import Machine
 from crescendo.common.weights import SHM_FOLDER
 
 GIB = 1 << 30
@@ -72,10 +75,15 @@ def doctor(options: argparse.Namespace) -> int:
 
 
 def preflight(config: Config) -> None:
-    """The quick checks before a run; raises EnvironmentProblem with everything that is lacking."""
+    """The quick checks before a run; raises EnvironmentProblem with everything that is lacking.
+
+    Raises ConfigError when the run cannot fit this machine's memory.
+    """
     findings = [*machine(Path(config.run.folder))]
     if "RAY_ADDRESS" in os.environ:  # trainer and engines compute elsewhere
         findings = [finding for finding in findings if finding.name not in COMPUTE]
+    else:
+        refuse_early(config, _planned_machine(config))
     if config.console.enabled and config.console.port:
         findings.append(port(config.console.port))
     failed = [finding for finding in findings if finding.level == "fail"]
@@ -85,6 +93,14 @@ def preflight(config: Config) -> None:
             field=failed[0].name,
             fix=" ".join(finding.fix for finding in failed),
         )
+
+
+def _planned_machine(config: Config) -> Machine:
+    """This machine, as the planner sees it."""
+    placement, gpus = config.placement, Path("/dev/nvidia0").exists()
+    if placement.device == "cpu" or not gpus:
+        return Machine(0, None, _memory_limit())
+    return Machine(placement.num_devices, device_memory().total_bytes, _memory_limit())
 
 
 def machine(folder: Path) -> Iterator[Finding]:

@@ -245,6 +245,7 @@ def _add_tools(commands: Commands) -> None:
     doctor = _add(commands, "doctor", "doctor:doctor", "check this machine: what it has, what it lacks, how to fix it")
     doctor.add_argument("--folder", metavar="DIR", default="runs", help="where runs will be kept (default: runs)")
     _add_chaos(commands)
+    _add_plan(commands)
     config = _add(commands, "config", "config:show", "look at a run file without running it")
     actions = config.add_subparsers(title="actions", metavar="ACTION", required=True)
     _add_recipe(_add(actions, "show", "config:show", "print every field as the run would see it"))
@@ -261,6 +262,21 @@ def _add_tools(commands: Commands) -> None:
     )
     convert.add_argument("source", metavar="SOURCE", help="a .gguf file, or a .whl that holds one")
     convert.add_argument("target", metavar="FOLDER", help="a new folder")
+
+
+def _add_plan(commands: Commands) -> None:
+    plan = _add(
+        commands,
+        "plan",
+        "plan:plan",
+        "estimate the memory of a run, stage by stage; exit code 2 when it does not fit",
+        "crescendo plan recipes/deepscaler/recipe.yaml --gpus 8 --gpu-memory 80",
+    )
+    _add_recipe(plan)
+    plan.add_argument("--gpus", metavar="N", type=int, default=0, help="GPUs; 0 (default): the run computes on cores")
+    plan.add_argument("--gpu-memory", metavar="GIB", type=float, default=0.0, help="memory of one GPU")
+    plan.add_argument("--host-memory", metavar="GIB", type=float, default=0.0, help="memory of one machine")
+    plan.add_argument("--json", action="store_true", help="print JSON, in bytes")
 
 
 def _add_chaos(commands: Commands) -> None:
