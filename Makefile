@@ -20,7 +20,7 @@ SMOLLM2 := models/smollm2-135m-instruct
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo setup test test-cluster test-unit lint format proto docs crd chart bench model-smollm2 requirements clean distclean python
+.PHONY: help demo setup test test-cluster test-unit lint format proto docs crd chart images release bench model-smollm2 requirements clean distclean python
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,14 @@ crd: setup ## regenerate the RLJob CustomResourceDefinition from the config sche
 
 chart: crd ## regenerate the chart's values schema and README from values.yaml
 	$(BIN)/python helm/generate.py
+
+images: setup ## build the images with buildah (IMAGES="operator reward run run-gpu", BASE=image, PREFIX=crescendo)
+	helm/images/build.sh
+
+release: setup ## push images and chart: make release REGISTRY=registry.example.com/team (PLAIN_HTTP=1 without TLS)
+	@test -n "$(REGISTRY)" || { echo "REGISTRY=host/path says where to" >&2; exit 2; }
+	PUSH=1 PREFIX="$(REGISTRY)/crescendo" helm/images/build.sh
+	$(BIN)/python helm/release.py "$(REGISTRY)" $(if $(PLAIN_HTTP),--plain-http)
 
 bench: setup $(if $(filter e2e,$(BENCH)),$(TRL)/.stamp) ## measure BENCH=name against its baseline; prints one JSON line
 	@test -f "tests/bench/bench_$(BENCH).py" || { echo "BENCH=name, one of:" \

@@ -6,6 +6,7 @@ trainer takes the trainer's place in it, by an entry point that comes first on i
 
 import contextlib
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 PLATFORM = ("crescendo-system", "platform")
 START_S = 90.0
 PASSWORD = "password-of-the-test"
+RAY_TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # as KubeRay sets it in every pod
 
 
 class Identities:
@@ -67,7 +69,7 @@ def buffer(folder: Path) -> Iterator[str]:
     """A server with a password, which a file beside it holds as the job's Secret would; gives its host:port."""
     folder.mkdir(parents=True)
     (folder / "password").write_text(PASSWORD)
-    with valkey(folder / "data", "--requirepass", PASSWORD, "--appendfsync", "no") as port:
+    with valkey(folder / "data", "--requirepass", PASSWORD, "--appendfsync", "always") as port:
         yield f"127.0.0.1:{port}"
 
 
@@ -102,7 +104,7 @@ def ray_head(folder: Path, variables: Mapping[str, str]) -> Iterator[str]:
     with open(log, "wb") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=output, stdin=subprocess.DEVNULL,
-            env={**os.environ, **variables, "PYTHONPATH": path, "RAY_worker_niceness": "0", "GOMP_SPINCOUNT": "0"},
+            env={**os.environ, **variables, **RAY_TOKEN, "PYTHONPATH": path, "GOMP_SPINCOUNT": "0"},
         )  # fmt: skip
     try:
         give_up = time.monotonic() + START_S

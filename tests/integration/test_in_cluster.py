@@ -35,7 +35,7 @@ from crescendo.controller.operator.progress import ControllerRuns
 from crescendo.controller.operator.render import to_rljob
 from crescendo.controller.operator.resource import Attempt, Job, Report
 from tests.integration.light_run import LIGHT
-from tests.integration.ray_pods import PLATFORM, Identities, buffer, environment, ray_head, reward_service
+from tests.integration.ray_pods import PLATFORM, RAY_TOKEN, Identities, buffer, environment, ray_head, reward_service
 from tests.integration.run_process import RECIPE
 from tests.integration.valkey_server import free_port
 
@@ -79,6 +79,7 @@ class Attempts:
         self._folder = folder
         self._identities = identities
         self._environment = {
+            **RAY_TOKEN,
             "RAY_ADDRESS": ray_address,
             VARIABLE: identities.folder(*JOB, "controller"),
             "POD_IP": "127.0.0.1",

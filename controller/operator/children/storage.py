@@ -90,8 +90,9 @@ def buffer_set(job: Job, storage_id: str, options: Options) -> Manifest:
 
 def _buffer_pod(job: Job, options: Options) -> Manifest:
     command = [
-        "valkey-server", f"{PASSWORD_MOUNT}/valkey.conf", "--dir", BUFFER_MOUNT, "--appendonly", "yes",
-        "--maxmemory-policy", "noeviction", "--save", "", "--port", str(BUFFER_PORT), "--bind", "*",
+        "valkey-server", f"{PASSWORD_MOUNT}/valkey.conf", "--dir", BUFFER_MOUNT,
+        "--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "noeviction",
+        "--save", "", "--port", str(BUFFER_PORT), "--bind", "*",
     ]  # fmt: skip
     return {
         "automountServiceAccountToken": False,
