@@ -98,12 +98,13 @@ class Measures:
         return result
 
     def _reduce(self) -> None:
-        if self._at.data_group is None:
-            return
+        """Over data-parallel ranks; stages but the last have measured nothing, and learn it from that one."""
         device = self._at.device
         sums = torch.tensor(list(self._sums.values()), dtype=torch.float64, device=device)
         maxima = torch.tensor(list(self._maxima.values()), dtype=torch.float64, device=device)
-        dist.all_reduce(sums, group=self._at.data_group)
-        dist.all_reduce(maxima, op=dist.ReduceOp.MAX, group=self._at.data_group)
+        for group in (self._at.data_group, self._at.pipeline_group):
+            if group is not None:
+                dist.all_reduce(sums, group=group)
+                dist.all_reduce(maxima, op=dist.ReduceOp.MAX, group=group)
         self._sums = dict(zip(self._sums, sums.tolist(), strict=True))
         self._maxima = dict(zip(self._maxima, maxima.tolist(), strict=True))

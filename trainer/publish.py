@@ -12,6 +12,7 @@ from crescendo.common.weights import manifest_digest
 from crescendo.proto.v1 import common_pb2, trainer_pb2
 from crescendo.trainer import packing
 from crescendo.trainer.channels import WeightChannel
+from crescendo.trainer.megatron import pipeline
 from crescendo.trainer.megatron.model import PolicyModel
 from crescendo.trainer.packing import Sample
 
@@ -32,19 +33,18 @@ def score(
             )
         samples.append(Sample(array, first=1))
     result: list[list[float]] = [[] for _ in samples]
-    with torch.no_grad():
-        for micro in packing.pack(samples, max_tokens):
-            scores = model.scores(micro, temperature).log_probs
-            counts = [samples[i].num_scored for i in micro.samples]
-            for index, part in zip(micro.samples, torch.split(scores, counts), strict=True):
-                result[index] = part.tolist()
+    micros = packing.pack(samples, max_tokens, model.length_multiple)
+    for micro, scores in zip(micros, pipeline.log_probs(model, micros, temperature), strict=True):
+        counts = [samples[i].num_scored for i in micro.samples]
+        for index, part in zip(micro.samples, torch.split(scores, counts), strict=True):
+            result[index] = part.tolist()
     return result
 
 
 def publish(
     model: PolicyModel, channel: WeightChannel | None, request: trainer_pb2.PublishRequest
 ) -> trainer_pb2.PublishResponse:
-    """Writes and describes the version. Every rank of data-parallel rank 0 must call it; channel: the speaker's."""
+    """Writes and describes the version. Every rank must call it; channel: of ranks that write."""
     began = time.perf_counter()
     sequences = [list(each.token_ids) for each in request.canaries]
     canaries = [
@@ -53,7 +53,7 @@ def publish(
     ]
     canary_seconds = time.perf_counter() - began
     if channel is None:
-        for _ in model.export():
+        for _ in model.export() if model.at.holds_unique_weights else ():
             pass
         return trainer_pb2.PublishResponse()
     dtype = str(model.dtype).removeprefix("torch.")

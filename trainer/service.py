@@ -28,6 +28,7 @@ from crescendo.common.runfolder import RunFolder
 from crescendo.common.service import RunningService, ServiceSpec
 from crescendo.proto.v1 import common_pb2, trainer_pb2, trainer_pb2_grpc
 from crescendo.trainer.guard import Once
+from crescendo.trainer.settings import TrainerSettings
 
 if TYPE_CHECKING:
     from crescendo.trainer.worker import TrainerWorker
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SERVICE_NAME = "crescendo.v1.TrainerService"
-START_TIMEOUT_S = 300.0  # ranks to meet; option `start_timeout_s`
-COLLECTIVE_TIMEOUT_S = 600.0  # any wait for another rank; option `collective_timeout_s`
 STOP_TIMEOUT_S = 15.0
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -81,6 +80,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         self._compute = compute
         self._fence = FenceGuard()
         self._once = Once()
+        self._saves: dict[str, asyncio.Task[trainer_pb2.SaveCheckpointResponse]] = {}
         self._started = time.monotonic()
         self._doing = ""
         self.server: Server | None = None
@@ -195,8 +195,20 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
     async def SaveCheckpoint(
         self, request: trainer_pb2.SaveCheckpointRequest, context: Context
     ) -> trainer_pb2.SaveCheckpointResponse:
-        """Writes a checkpoint."""
-        return await self._change("SaveCheckpoint", request, trainer_pb2.SaveCheckpointResponse)
+        """Writes a checkpoint. Written asynchronously, other calls run meanwhile, and this one answers at its end."""
+        self._fence.check(request.fence)
+        task = self._saves.get(request.idempotency_key) if request.idempotency_key else None
+        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
+            task = asyncio.create_task(self._save(request))
+            self._saves = {request.idempotency_key: task}
+        return await asyncio.shield(task)
+
+    async def _save(self, request: trainer_pb2.SaveCheckpointRequest) -> trainer_pb2.SaveCheckpointResponse:
+        answer = await self._change("SaveCheckpoint", request, trainer_pb2.SaveCheckpointResponse)
+        if not self._worker.settings.async_checkpoint:
+            return answer
+        await asyncio.to_thread(self._worker.writer.wait, request.path)
+        return cast(trainer_pb2.SaveCheckpointResponse, await self._lead("FinishCheckpoint", request))
 
     @guarded
     async def LoadCheckpoint(
@@ -316,6 +328,7 @@ def _build(spec: ServiceSpec) -> "TrainerWorker":
     from crescendo.trainer.megatron import parallel
     from crescendo.trainer.worker import TrainerWorker
 
+    settings = TrainerSettings.from_options(spec.options)
     if spec.threads:
         torch.set_num_threads(spec.threads)
     if _deterministic(spec):
@@ -324,11 +337,14 @@ def _build(spec: ServiceSpec) -> "TrainerWorker":
         rank=spec.rank,
         world_size=spec.world_size,
         rendezvous=spec.rendezvous,
-        tensor_parallel=int(spec.options.get("tensor_parallel", "1")),
         device=spec.device,
-        timeout_s=float(spec.options.get("start_timeout_s", START_TIMEOUT_S)),
+        timeout_s=settings.start_timeout_s,
+        tensor_parallel=settings.tensor_parallel,
+        pipeline_parallel=settings.pipeline_parallel,
+        context_parallel=settings.context_parallel,
+        expert_parallel=settings.expert_parallel,
     )
-    return TrainerWorker(spec, at, timeout_s=float(spec.options.get("collective_timeout_s", COLLECTIVE_TIMEOUT_S)))
+    return TrainerWorker(spec, settings, at)
 
 
 async def start(spec: ServiceSpec) -> RunningService:

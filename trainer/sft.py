@@ -12,11 +12,12 @@ import torch.distributed as dist
 
 from crescendo.common.errors import RequestError
 from crescendo.proto.v1 import trainer_pb2
-from crescendo.trainer import packing
-from crescendo.trainer.megatron.model import PolicyModel
+from crescendo.trainer.megatron import pipeline
+from crescendo.trainer.megatron.model import PolicyModel, Scores
 from crescendo.trainer.optimizer import FlatAdamW
 from crescendo.trainer.packing import Sample
 from crescendo.trainer.schedule import learning_rate
+from crescendo.trainer.shares import share_of
 
 
 def samples_of(request: trainer_pb2.TrainSftRequest, max_positions: int, vocab_size: int) -> list[Sample]:
@@ -61,7 +62,7 @@ def train(
         rate = learning_rate(request.learning_rate, step)
         num_tokens = sum(sample.num_scored for sample in batch)
         optimizer.zero_grad()
-        loss = _accumulate(model, optimizer, batch, num_tokens, max_tokens)
+        loss = _accumulate(model, batch, num_tokens, max_tokens)
         result = optimizer.step(request.optimizer, rate)
         yield trainer_pb2.TrainSftResponse(
             step=step,
@@ -73,19 +74,18 @@ def train(
         )
 
 
-def _accumulate(
-    model: PolicyModel, optimizer: FlatAdamW, batch: list[Sample], num_tokens: int, max_tokens: int
-) -> float:
+def _accumulate(model: PolicyModel, batch: list[Sample], num_tokens: int, max_tokens: int) -> float:
     """Gradients of the mean negative log-likelihood; returns the loss over all ranks."""
-    if model.at.data_parallel > 1:
-        shares = packing.split_by_tokens([s.num_inputs for s in batch], model.at.data_parallel)
-        batch = [batch[i] for i in shares[model.at.data_rank]]
     total = torch.zeros((), device=model.at.device)
-    for micro in packing.pack(batch, max_tokens):
-        loss = -model.scores(micro, 1.0).log_probs.sum() / num_tokens
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.collect()
-        total += loss.detach()
-    if model.at.data_group is not None:
-        dist.all_reduce(total, group=model.at.data_group)
+
+    def loss_of(_: int, scores: Scores) -> torch.Tensor:
+        loss = -scores.log_probs.sum() / num_tokens
+        total.add_(loss.detach())
+        return loss
+
+    _, micros = share_of(batch, batch, model, max_tokens)
+    pipeline.accumulate(model, micros, 1.0, loss_of)
+    for group in (model.at.data_group, model.at.pipeline_group):
+        if group is not None:
+            dist.all_reduce(total, group=group)
     return float(total)

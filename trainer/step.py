@@ -21,15 +21,16 @@ import numpy.typing as npt
 import torch
 
 from crescendo.proto.v1 import trainer_pb2
-from crescendo.trainer import packing
 from crescendo.trainer.algorithms import BatchSize, Objective, Tokens, sequence_scale
 from crescendo.trainer.algorithms.importance import token_weights
 from crescendo.trainer.experience import Experience, Prepared
 from crescendo.trainer.measures import Measures
-from crescendo.trainer.megatron.model import PolicyModel
+from crescendo.trainer.megatron import pipeline
+from crescendo.trainer.megatron.model import PolicyModel, Scores
 from crescendo.trainer.optimizer import FlatAdamW
 from crescendo.trainer.packing import MicroBatch
 from crescendo.trainer.schedule import learning_rate
+from crescendo.trainer.shares import share_of
 
 
 @dataclass
@@ -64,16 +65,15 @@ def train(
     if batch.reset_optimizer:
         optimizer.reset()
     mini_batches = _mini_batches(prepared.experiences, batch)
-    shares = [_share(mini, model) for mini in mini_batches]
-    references = [None, *(_reference(model, share, settings) for share in shares[1:])]
+    shares = [share_of(mini, [e.sample for e in mini], model, max_tokens) for mini in mini_batches]
+    references = [None, *(pipeline.log_probs(model, micros, settings.temperature) for _, micros in shares[1:])]
     measures.seconds("reference", time.perf_counter() - started)
-    for number, (mini, share, reference) in enumerate(zip(mini_batches, shares, references, strict=False)):
+    for number, (mini, (share, micros), reference) in enumerate(zip(mini_batches, shares, references, strict=False)):
         whole = BatchSize(sum(e.num_trained for e in mini), len(mini))
+        loss_of = _Loss(model.at.device, share, micros, reference, whole, settings, measures)
         optimizer.zero_grad()
         began = time.perf_counter()
-        for micro in packing.pack([e.sample for e in share], max_tokens):
-            _micro_step(model, share, micro, reference, whole, settings, measures)
-            optimizer.collect()
+        pipeline.accumulate(model, micros, settings.temperature, loss_of)
         measures.seconds("forward_backward", time.perf_counter() - began)
         _optimize(optimizer, settings, number, measures)
     outcome = StepOutcome(
@@ -106,63 +106,45 @@ def _mini_batches(experiences: list[Experience], batch: trainer_pb2.TrainBatch) 
     return [[experiences[i] for i in part] for part in np.array_split(order, parts) if len(part)]
 
 
-def _share(experiences: list[Experience], model: PolicyModel) -> list[Experience]:
-    """This data-parallel rank's part."""
-    if model.at.data_parallel == 1:
-        return experiences
-    sizes = [e.sample.num_inputs for e in experiences]
-    return [experiences[i] for i in packing.split_by_tokens(sizes, model.at.data_parallel)[model.at.data_rank]]
+@dataclass(frozen=True)
+class _Loss:
+    """The objective of one micro-batch of a mini-batch; gradients of all add up to the mini-batch's.
 
+    share: this rank's experiences; reference: log-probabilities under the iterate, by micro-batch.
+    """
 
-def _reference(model: PolicyModel, share: list[Experience], settings: _Settings) -> list[torch.Tensor]:
-    """Log-probabilities of each experience's response under the weights as they are: [T] each."""
-    result = [torch.empty(0)] * len(share)
-    with torch.no_grad():
-        for micro in packing.pack([e.sample for e in share], settings.max_tokens):
-            scores = model.scores(micro, settings.temperature).log_probs
-            counts = [share[i].sample.num_scored for i in micro.samples]
-            for index, part in zip(micro.samples, torch.split(scores, counts), strict=True):
-                result[index] = part
-    return result
+    device: torch.device
+    share: list[Experience]
+    micros: list[MicroBatch]
+    reference: list[torch.Tensor] | None
+    whole: BatchSize
+    settings: _Settings
+    measures: Measures
 
-
-def _micro_step(
-    model: PolicyModel,
-    share: list[Experience],
-    micro: MicroBatch,
-    reference: list[torch.Tensor] | None,
-    whole: BatchSize,
-    settings: _Settings,
-    measures: Measures,
-) -> None:
-    """Forward, objective and backward of one micro-batch; gradients add up in the optimizer's buffer."""
-    members = [share[i] for i in micro.samples]
-    device = model.at.device
-    scores = model.scores(micro, settings.temperature)
-    log_probs = scores.log_probs
-    at_iterate = log_probs.detach() if reference is None else torch.cat([reference[i] for i in micro.samples])
-    behaviour = _joined([e.behaviour for e in members]).to(device)
-    old = _joined([e.old for e in members]).to(device)
-    trained = _joined([e.trained for e in members]).to(device)
-    batch = settings.batch
-    importance = token_weights(
-        at_iterate, behaviour, old, mode=batch.old_segments or "train", cap=batch.importance_cap or 1.0
-    )
-    tokens = Tokens(
-        log_probs=log_probs,
-        reference=at_iterate,
-        weights=importance * trained,
-        sample=torch.from_numpy(micro.sample).to(device),
-        advantages=torch.tensor([e.advantage for e in members], dtype=torch.float32, device=device),
-    )
-    lengths = torch.tensor([e.num_trained for e in members], device=device)
-    scale = sequence_scale(
-        settings.objective.aggregation, lengths, whole, constant_tokens=settings.objective.constant_tokens
-    )
-    loss = (scale * settings.objective.sequence_losses(tokens)).sum()
-    loss.backward()  # type: ignore[no-untyped-call]
-    with torch.no_grad():
-        measures.micro_batch(float(loss), tokens, scores.entropies, behaviour, old, settings.objective)
+    def __call__(self, index: int, scores: Scores) -> torch.Tensor:
+        members = [self.share[i] for i in self.micros[index].samples]
+        if not members:  # only there so that other ranks can use this one's experts
+            return scores.log_probs.sum()
+        at_iterate = scores.log_probs.detach() if self.reference is None else self.reference[index]
+        batch, objective = self.settings.batch, self.settings.objective
+        behaviour = _joined([e.behaviour for e in members]).to(self.device)
+        old = _joined([e.old for e in members]).to(self.device)
+        importance = token_weights(
+            at_iterate, behaviour, old, mode=batch.old_segments or "train", cap=batch.importance_cap or 1.0
+        )
+        tokens = Tokens(
+            log_probs=scores.log_probs,
+            reference=at_iterate,
+            weights=importance * _joined([e.trained for e in members]).to(self.device),
+            sample=torch.from_numpy(self.micros[index].sample).to(self.device),
+            advantages=torch.tensor([e.advantage for e in members], dtype=torch.float32, device=self.device),
+        )
+        lengths = torch.tensor([e.num_trained for e in members], device=self.device)
+        scale = sequence_scale(objective.aggregation, lengths, self.whole, constant_tokens=objective.constant_tokens)
+        loss = (scale * objective.sequence_losses(tokens)).sum()
+        with torch.no_grad():
+            self.measures.micro_batch(float(loss), tokens, scores.entropies, behaviour, old, objective)
+        return loss
 
 
 def _joined(parts: list[npt.NDArray[Any]]) -> torch.Tensor:

@@ -5,7 +5,6 @@ rank runs the same method on the same request. Methods are collective: all ranks
 """
 
 import asyncio
-import errno
 import os
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from google.protobuf.message import Message
 from crescendo.buffer import ExperienceBuffer, connect
 from crescendo.common import failpoints
 from crescendo.common.config.load import load_resolved
-from crescendo.common.errors import CheckpointError, CrescendoError, DeadlineError, DiskFullError, RequestError
+from crescendo.common.errors import CheckpointError, CrescendoError, DeadlineError, RequestError
 from crescendo.common.runfolder import RunFolder
 from crescendo.common.service import ServiceSpec
 from crescendo.common.types import Trajectory
@@ -33,6 +32,8 @@ from crescendo.trainer.megatron.model import PolicyModel
 from crescendo.trainer.megatron.parallel import Layout
 from crescendo.trainer.optimizer import FlatAdamW
 from crescendo.trainer.publish import publish, score
+from crescendo.trainer.settings import TrainerSettings
+from crescendo.trainer.writer import Writer
 
 DEFAULT_MAX_TOKENS = 8192
 LOAD_TIMEOUT_S = 300.0
@@ -43,10 +44,10 @@ Emit = Callable[[trainer_pb2.TrainSftResponse], None]
 class Loaded:
     """A model with its optimizer. phase: sft | rl | empty, what the moments belong to."""
 
-    def __init__(self, model: PolicyModel, source: Path) -> None:
+    def __init__(self, model: PolicyModel, source: Path, *, distributed: bool) -> None:
         self.model = model
         self.source = source
-        self.optimizer = FlatAdamW(model.parameters, model.sharded(), model.at)
+        self.optimizer = FlatAdamW(model.parameters, model.kinds(), model.at, distributed=distributed)
         self.phase = ""
         self.keeps_moments = False
 
@@ -60,13 +61,15 @@ class Loaded:
 class TrainerWorker:
     """One rank. weight_version: of the weights in memory; emit: where reports of supervised steps go."""
 
-    def __init__(self, spec: ServiceSpec, at: Layout, *, timeout_s: float) -> None:
+    def __init__(self, spec: ServiceSpec, settings: TrainerSettings, at: Layout) -> None:
         self.spec = spec
+        self.settings = settings
         self.at = at
+        self.writer = Writer()
         self.weight_version = 0
         self._done_at = time.monotonic()
         self.emit: Emit = lambda _: None
-        self.gang = Gang(at, self.execute, timeout_s=timeout_s)
+        self.gang = Gang(at, self.execute, timeout_s=settings.collective_timeout_s)
         self.device = Device(at.device)
         self._loaded: Loaded | None = None
         self._channels: dict[str, WeightChannel] = {}
@@ -103,7 +106,8 @@ class TrainerWorker:
         """Builds the model of a folder and loads its weights."""
         source = Path(request.path or self.spec.model_path)
         self._loaded = None  # frees the old one first
-        self._loaded = Loaded(PolicyModel.from_folder(source, self._dtype(), self.at), source)
+        model = PolicyModel.from_folder(source, self._dtype(), self.at, self.settings.recompute)
+        self._loaded = Loaded(model, source, distributed=self.settings.distributed_optimizer)
         self.weight_version = request.weight_version
         return trainer_pb2.LoadModelResponse(
             num_parameters=self.num_parameters, architecture=self._loaded.model.architecture.name
@@ -113,7 +117,7 @@ class TrainerWorker:
         """Option `dtype`, or the run's model.dtype, or float32 outside a run."""
         config = RunFolder(Path(self.spec.run_folder)).config
         run = load_resolved(config).model.dtype if config.is_file() else "float32"
-        return self.spec.options.get("dtype", run)
+        return self.settings.dtype or run
 
     def train_sft(self, request: trainer_pb2.TrainSftRequest) -> trainer_pb2.TrainSftResponse:
         """Trains a chunk; reports go to `emit` as they come. Returns the last one."""
@@ -199,8 +203,6 @@ class TrainerWorker:
                 fix="Publish the version that the last LoadModel, Train or LoadCheckpoint made.",
             )
         channel = self._channel(request.channel or "shm")
-        if self.at.data_rank != 0:
-            return trainer_pb2.PublishResponse()
         return publish(self.loaded.model, channel if self.at.speaks else None, request)
 
     def _channel(self, name: str) -> WeightChannel:
@@ -223,32 +225,42 @@ class TrainerWorker:
         return trainer_pb2.RetireResponse()
 
     def save_checkpoint(self, request: trainer_pb2.SaveCheckpointRequest) -> trainer_pb2.SaveCheckpointResponse:
-        """Writes a checkpoint; the answer lists all ranks' files."""
+        """Writes a checkpoint; the answer lists all ranks' files.
+
+        Asynchronous, it only copies, and the answer comes from finish_checkpoint.
+        """
         self.device.require()
-        began = time.perf_counter()
         loaded = self.loaded
         state = checkpoint.TrainerState(
             weight_version=self.weight_version,
             phase=loaded.phase,
             optimizer_steps=loaded.optimizer.step_count,
             has_moments=loaded.keeps_moments and loaded.optimizer.step_count > 0,
-            tensor_parallel=self.at.tensor_parallel,
             architecture=loaded.model.architecture.name,
         )
+        # A distributed optimizer gathers each part, which is let go once it is in host memory.
+        copy = self.settings.async_checkpoint or self.settings.distributed_optimizer
+        prepared = checkpoint.prepare(Path(request.path), loaded.model, loaded.optimizer, state, copy=copy)
+        self.writer.start(request.path, prepared.write)
+        if self.settings.async_checkpoint:
+            return trainer_pb2.SaveCheckpointResponse()
+        return self.finish_checkpoint(request)
+
+    def finish_checkpoint(self, request: trainer_pb2.SaveCheckpointRequest) -> trainer_pb2.SaveCheckpointResponse:
+        """Waits until all ranks have written; the answer lists all ranks' files."""
         mine = trainer_pb2.SaveCheckpointResponse()
         failure: CrescendoError | None = None
         try:
-            mine.files.extend(checkpoint.save(Path(request.path), loaded.model, loaded.optimizer, state))
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            failure = DiskFullError(f"{request.path} could not be written: {error.strerror}", fix="Free space there.")
+            files, mine.seconds = self.writer.finish(request.path)
+            mine.files.extend(files)
+        except CrescendoError as error:
+            failure = error
         self.gang.agree(failure)
         everyone = [
             trainer_pb2.SaveCheckpointResponse.FromString(raw) for raw in self.gang.gather(mine.SerializeToString())
         ]
         files = [file for each in everyone for file in each.files]
-        return trainer_pb2.SaveCheckpointResponse(files=files, seconds=time.perf_counter() - began)
+        return trainer_pb2.SaveCheckpointResponse(files=files, seconds=max(each.seconds for each in everyone))
 
     def load_checkpoint(self, request: trainer_pb2.LoadCheckpointRequest) -> trainer_pb2.LoadCheckpointResponse:
         """Restores a checkpoint into the loaded model."""
@@ -256,7 +268,14 @@ class TrainerWorker:
         loaded = self.loaded
         if not request.files:
             raise CheckpointError("the checkpoint's file list is empty.", field="files")
-        state = checkpoint.load(Path(request.path), list(request.files), loaded.model, loaded.optimizer)
+        root, files = Path(request.path), list(request.files)
+        failure: CrescendoError | None = None
+        try:
+            checkpoint.verify(root, files, self.at.rank, self.at.world_size)
+        except CheckpointError as error:
+            failure = error
+        self.gang.agree(failure)
+        state = checkpoint.load(root, files, loaded.model, loaded.optimizer)
         loaded.phase, loaded.keeps_moments = state.phase, state.has_moments
         self.weight_version = request.weight_version or state.weight_version
         return trainer_pb2.LoadCheckpointResponse(weight_version=self.weight_version)
@@ -283,7 +302,8 @@ class TrainerWorker:
         return trainer_pb2.TrainerAcquireDeviceResponse(device=self.device.acquire())
 
     def close(self) -> None:
-        """Frees channels and the buffer's connection."""
+        """Frees channels and the buffer's connection; a checkpoint that is being written stays half written."""
+        self.writer.close()
         for channel in self._channels.values():
             channel.close()
         if self._buffer is not None:
@@ -304,6 +324,7 @@ METHODS: dict[str, tuple[type[Message], Callable[[TrainerWorker, Any], Message]]
     "Publish": (trainer_pb2.PublishRequest, TrainerWorker.publish),
     "Retire": (trainer_pb2.RetireRequest, TrainerWorker.retire),
     "SaveCheckpoint": (trainer_pb2.SaveCheckpointRequest, TrainerWorker.save_checkpoint),
+    "FinishCheckpoint": (trainer_pb2.SaveCheckpointRequest, TrainerWorker.finish_checkpoint),
     "LoadCheckpoint": (trainer_pb2.LoadCheckpointRequest, TrainerWorker.load_checkpoint),
     "ExportModel": (trainer_pb2.ExportModelRequest, TrainerWorker.export_model),
     "ReleaseDevice": (trainer_pb2.TrainerReleaseDeviceRequest, TrainerWorker.release_device),

@@ -240,7 +240,46 @@ def _parallel(config: Config) -> Iterator[Problem]:
                     (f"model.scratch.{name}",),
                 )
                 break
+    yield from _pipeline(config)
+    yield from _experts(config)
     yield from _devices(config.rollout, config.trainer, config)
+
+
+def _pipeline(config: Config) -> Iterator[Problem]:
+    layers = config.model.scratch.num_layers
+    sizes = [("trainer.pipeline_parallel", config.trainer.pipeline_parallel)]
+    sizes += [
+        (f"{path}.layout.pipeline_parallel", stage.layout.pipeline_parallel or 1)
+        for path, stage in check_rl.stages(config)
+    ]
+    for path, size in sizes if config.model.source == "scratch" else ():
+        if layers % size:
+            yield Problem(
+                path,
+                f"{path} is {size}; it must divide model.scratch.num_layers, {layers}.",
+                "Choose a divisor of num_layers.",
+                ("model.scratch.num_layers",),
+            )
+
+
+def _experts(config: Config) -> Iterator[Problem]:
+    trainer = config.trainer
+    replicas = trainer.data_parallel * trainer.context_parallel
+    if replicas % trainer.expert_parallel:
+        yield Problem(
+            "trainer.expert_parallel",
+            f"trainer.expert_parallel is {trainer.expert_parallel}; it must divide data_parallel * context_parallel, "
+            f"{replicas}.",
+            "Choose a divisor of it, or more data-parallel ranks.",
+            ("trainer.data_parallel", "trainer.context_parallel"),
+        )
+    if trainer.expert_parallel > 1 and config.model.source == "scratch":
+        yield Problem(
+            "trainer.expert_parallel",
+            f"trainer.expert_parallel is {trainer.expert_parallel}; model.source is scratch, which has no experts.",
+            "Use 1.",
+            ("model.source",),
+        )
 
 
 def _devices(rollout: RolloutConfig, trainer: TrainerConfig, config: Config) -> Iterator[Problem]:
@@ -253,7 +292,7 @@ def _devices(rollout: RolloutConfig, trainer: TrainerConfig, config: Config) -> 
             "Use colocated.",
         )
         return
-    engines, ranks = rollout.num_engines * rollout.tensor_parallel, trainer.tensor_parallel * trainer.data_parallel
+    engines, ranks = rollout.num_engines * rollout.tensor_parallel, trainer.num_ranks
     need = engines + ranks if apart else max(engines, ranks)
     if (apart or config.placement.device == "gpu") and need > have:
         yield Problem(

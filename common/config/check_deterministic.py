@@ -17,6 +17,8 @@ def _deterministic(config: Config) -> Iterator[Problem]:
         ("rollout.prefix_caching", rollout.prefix_caching, False, "what is cached depends on the moment"),
         ("trainer.data_parallel", trainer.data_parallel, 1, "sums over ranks come in any order"),
         ("trainer.tensor_parallel", trainer.tensor_parallel, 1, "sums over ranks come in any order"),
+        ("trainer.context_parallel", trainer.context_parallel, 1, "sums over ranks come in any order"),
+        ("trainer.pipeline_parallel", trainer.pipeline_parallel, 1, "sums over ranks come in any order"),
         ("placement.device", config.placement.device, "cpu", "GPU kernels add in any order"),
     ]
     wanted += [

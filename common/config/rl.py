@@ -153,6 +153,9 @@ class StageLayoutConfig:
 
     devices: int = setting(0, "devices of the stage; 0 keeps the number", at_least=0)
     tensor_parallel: int = setting(0, "trainer's tensor parallel size; 0 keeps it", at_least=0)
+    pipeline_parallel: int = setting(0, "trainer's pipeline parallel size; 0 keeps it", at_least=0)
+    context_parallel: int = setting(0, "trainer's context parallel size; 0 keeps it", at_least=0)
+    expert_parallel: int = setting(0, "trainer's expert parallel size; 0 keeps it", at_least=0)
     engine_tensor_parallel: int = setting(0, "engines' tensor parallel size; 0 keeps it", at_least=0)
 
 

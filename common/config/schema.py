@@ -187,6 +187,24 @@ class TrainerConfig:
 
     tensor_parallel: int = setting(1, "tensor parallel size", at_least=1)
     data_parallel: int = setting(1, "data parallel size", at_least=1)
+    pipeline_parallel: int = setting(1, "pipeline parallel size; must divide the model's layers", at_least=1)
+    context_parallel: int = setting(1, "ranks that share the positions of each sequence", at_least=1)
+    expert_parallel: int = setting(
+        1,
+        "ranks that share a mixture's experts; must divide data_parallel * context_parallel, and adds no ranks",
+        at_least=1,
+    )
+    recompute: str = setting(
+        "none",
+        "activations computed again in the backward pass: none, or full: only each layer's input is kept",
+        choices=("none", "full"),
+    )
+    distributed_optimizer: bool = setting(
+        False,
+        "ranks with the same weights share the optimizer's state",
+        source="Rajbhandari et al. (2020), ZeRO stage 1",
+    )
+    async_checkpoint: bool = setting(False, "copy a checkpoint to host memory and write it while training may go on")
     threads: int = setting(0, "CPU threads a rank; 0: all cores", at_least=0)
     max_tokens_per_micro_batch: int = setting(8192, "padded or packed tokens in one forward pass", at_least=1)
     weight_channel: str = setting(
@@ -194,6 +212,11 @@ class TrainerConfig:
         "how weights travel: shm within a machine, tcp between machines, disk by a shared volume",
         choices=("shm", "tcp", "disk"),
     )
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes of the gang."""
+        return self.tensor_parallel * self.pipeline_parallel * self.context_parallel * self.data_parallel
 
 
 @dataclass

@@ -44,6 +44,16 @@ LOCAL_MODULES = {
     "archiver": "crescendo.buffer.archive",
 }
 """Roles that are plain subprocesses, and the module that each runs."""
+TRAINER_OPTIONS = (
+    "tensor_parallel",
+    "data_parallel",
+    "pipeline_parallel",
+    "context_parallel",
+    "expert_parallel",
+    "recompute",
+    "distributed_optimizer",
+    "async_checkpoint",
+)  # of config.trainer
 STOP_GRACE_S = 5.0
 BUFFER_STOP_GRACE_S = 1.0  # of a server that is lost anyway
 END_S = 10.0  # for a killed process to be gone
@@ -201,8 +211,8 @@ class Fleet:
 
     async def _start_trainer(self) -> None:
         trainer = self.config.trainer
-        size = trainer.tensor_parallel * trainer.data_parallel
-        options = {"tensor_parallel": str(trainer.tensor_parallel), "data_parallel": str(trainer.data_parallel)}
+        size = trainer.num_ranks
+        options = {name: str(getattr(trainer, name)) for name in TRAINER_OPTIONS}
         specs = [
             self._spec("trainer", rank, rank=rank, world_size=size, options=options,
                        threads=trainer.threads, model_path=str(self.folder.model.resolve()))

@@ -167,7 +167,7 @@ def bare_loop(model_folder: Path, threads: int, experiences: list[Any]) -> Calla
     torch.set_num_threads(threads)
     at = parallel.start(rank=0, world_size=1, rendezvous="", tensor_parallel=1, device="cpu", timeout_s=TIMEOUT_S)
     model = PolicyModel.from_folder(model_folder, "float32", at)
-    optimizer = FlatAdamW(model.parameters, model.sharded(), at)
+    optimizer = FlatAdamW(model.parameters, model.kinds(), at)
     samples = [each.sample for each in experiences]
     advantages = np.array([each.advantage for each in experiences], dtype=np.float32)
     num_tokens = sum(each.num_trained for each in experiences)
@@ -195,8 +195,8 @@ def stock_loop(model_folder: Path, experiences: list[Any]) -> Callable[[], int]:
     from crescendo.trainer.megatron.parallel import Layout
 
     shape = QWEN3.read(json.loads((model_folder / "config.json").read_text()))
-    at = Layout(0, 1, 1, 1, 0, 0, torch.device("cpu"), None, None)
-    config = dataclasses.replace(megatron_config(shape, torch.float32, at), use_te_activation_func=False)
+    at = Layout(0, 1, torch.device("cpu"))
+    config = dataclasses.replace(megatron_config(shape, torch.float32, at, "none"), use_te_activation_func=False)
     model: Any = GPTModel(
         config,
         get_gpt_layer_local_spec(qk_layernorm=True, normalization="RMSNorm"),

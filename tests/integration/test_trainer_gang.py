@@ -1,4 +1,4 @@
-"""Gangs of two processes over gloo: data and tensor parallel training equals one rank; a lost rank is noticed."""
+"""Gangs of two processes over gloo: divided training equals one rank's; a lost rank is noticed."""
 
 import asyncio
 import time
@@ -15,7 +15,12 @@ from tests.unit.trainer.tiny_models import write_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*tp_group is None:DeprecationWarning")]
 
-ONE_RANK = {"tensor_parallel": 1, "data_parallel": 1}
+LAYOUTS: dict[str, dict[str, int]] = {
+    "one": {},
+    "tensor": {"tensor_parallel": 2},
+    "pipeline": {"pipeline_parallel": 2},
+    "data": {"data_parallel": 2, "distributed_optimizer": 1, "async_checkpoint": 1},
+}
 
 
 async def life(rig: Rig, target: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
@@ -52,34 +57,19 @@ async def life(rig: Rig, target: Path) -> tuple[list[float], dict[str, torch.Ten
 
 
 async def test_two_ranks_train_like_one(tmp_path: Path) -> None:
-    # An odd vocabulary and untied embeddings: padding rows, and an output layer of its own.
-    write_model(tmp_path / "model", "llama")
+    write_model(tmp_path / "model", "qwen3")
     outcomes = {}
-    for name in ("one", "data_parallel", "tensor_parallel"):
-        folder = tmp_path / name
+    for layout, options in LAYOUTS.items():
+        folder = tmp_path / layout
         folder.mkdir()
-        async with running(folder, tmp_path / "model", **(ONE_RANK if name == "one" else {name: 2})) as rig:
-            outcomes[name] = await life(rig, folder)
+        async with running(folder, tmp_path / "model", **options) as rig:
+            outcomes[layout] = await life(rig, folder)
     numbers, weights = outcomes.pop("one")
-    for other_numbers, other_weights in outcomes.values():
-        assert other_numbers == pytest.approx(numbers, abs=1e-4)
+    for layout, (other_numbers, other_weights) in outcomes.items():
+        assert other_numbers == pytest.approx(numbers, abs=1e-4), layout
         assert other_weights.keys() == weights.keys()
         for key, tensor in weights.items():
-            assert torch.allclose(other_weights[key], tensor, atol=1e-5)
-
-
-async def test_norms_of_heads_are_trained_by_all_tensor_parallel_ranks(tmp_path: Path) -> None:
-    write_model(tmp_path / "model", "qwen3")
-    outcomes = []
-    for size in (1, 2):
-        folder = tmp_path / str(size)
-        folder.mkdir()
-        async with running(folder, tmp_path / "model", tensor_parallel=size) as rig:
-            outcomes.append((await life(rig, folder))[1])
-    one, two = outcomes
-    key = "model.layers.0.self_attn.k_norm.weight"
-    assert not torch.equal(one[key], load_file(tmp_path / "model" / "model.safetensors")[key])
-    assert all(torch.allclose(two[name], tensor, atol=1e-5) for name, tensor in one.items())
+            assert torch.allclose(other_weights[key], tensor, atol=1e-5), (layout, key)
 
 
 async def test_a_refused_request_leaves_the_gang_whole_and_a_lost_rank_breaks_it(tmp_path: Path) -> None:

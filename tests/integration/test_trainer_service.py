@@ -146,7 +146,7 @@ async def test_mirror_descent_forgets_the_optimizer_each_iteration(rig: Rig, tmp
         saved = await rig.call("SaveCheckpoint", trainer_pb2.SaveCheckpointRequest(path=str(tmp_path / name)))
         await train(rig, made[1])
         straight = await weights(rig, 3)
-        stored = load_file(tmp_path / name / "rank0.safetensors")
+        stored = load_file(tmp_path / name / "part0.safetensors")
         assert any(key.startswith("first/") for key in stored) is not reset
         state = json.loads((tmp_path / name / "trainer.json").read_text())
         assert state["optimizer_steps"] == 1
@@ -164,7 +164,7 @@ async def test_mirror_descent_forgets_the_optimizer_each_iteration(rig: Rig, tmp
 async def test_a_damaged_checkpoint_changes_nothing(rig: Rig, tmp_path: Path) -> None:
     saved = await rig.call("SaveCheckpoint", trainer_pb2.SaveCheckpointRequest(path=str(tmp_path / "c")))
     before = await weights(rig, 1)
-    path = tmp_path / "c" / "rank0.safetensors"
+    path = tmp_path / "c" / "part0.safetensors"
     raw = bytearray(path.read_bytes())
     raw[-3] ^= 4
     path.write_bytes(raw)

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import math
 import os
 import socket
 import sys
@@ -142,11 +143,15 @@ def sft_request(count: int, *, batch_size: int = 4, version: int = 1, key: str =
 
 
 @asynccontextmanager
-async def running(folder: Path, model: Path, *, tensor_parallel: int = 1, data_parallel: int = 1) -> AsyncIterator[Rig]:
-    """Starts Valkey and a trainer gang (rank 0 in this process), loads the model as version 1."""
+async def running(folder: Path, model: Path, **options: int | str) -> AsyncIterator[Rig]:
+    """Starts Valkey and a trainer gang (rank 0 in this process), loads the model as version 1.
+
+    options: sizes of the layout and other options of the trainer, by name.
+    """
     server = EmbeddedServer(folder / "buffer")
     server.start()
-    world_size = tensor_parallel * data_parallel
+    sizes = ("tensor_parallel", "pipeline_parallel", "context_parallel", "data_parallel")
+    world_size = math.prod(int(options.get(size, 1)) for size in sizes)
     spec = ServiceSpec(
         role="trainer",
         worker_id="trainer-0",
@@ -158,7 +163,11 @@ async def running(folder: Path, model: Path, *, tensor_parallel: int = 1, data_p
         rendezvous=f"127.0.0.1:{_free_port()}",
         threads=2 if world_size == 1 else 1,
         model_path=str(model),
-        options={"tensor_parallel": str(tensor_parallel), "collective_timeout_s": "30", "start_timeout_s": "60"},
+        options={
+            "collective_timeout_s": "30",
+            "start_timeout_s": "60",
+            **{name: str(value) for name, value in options.items()},
+        },
     )
     followers = [
         await asyncio.create_subprocess_exec(

@@ -34,3 +34,8 @@ with _without_compiler():
     import megatron.core.models.gpt
     import megatron.core.models.gpt.gpt_layer_specs
     import megatron.core.tensor_parallel.random  # noqa: F401
+    from megatron.core.transformer.moe import moe_utils
+
+# Megatron 0.16 defines this name only where Transformer Engine is installed, and asks for its value everywhere.
+if not hasattr(moe_utils, "te_general_gemm"):
+    moe_utils.te_general_gemm = None

@@ -11,6 +11,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 
 from crescendo.trainer.megatron.architectures import ModelShape
 from crescendo.trainer.megatron.attention import PackedAttention
+from crescendo.trainer.megatron.parallel import Layout
 
 
 class SwiGlu(torch.nn.Module):
@@ -24,19 +25,22 @@ class SwiGlu(torch.nn.Module):
         return F.silu(gate) * up
 
 
-def block_spec(shape: ModelShape) -> TransformerBlockSubmodules:
-    """The decoder's spec."""
-    layer = get_gpt_layer_local_spec(qk_layernorm=shape.qk_norm, normalization="RMSNorm")
+def block_spec(shape: ModelShape, at: Layout) -> TransformerBlockSubmodules:
+    """The spec of this stage's decoder."""
+    num_experts = shape.experts.count if shape.experts else None
+    layer = get_gpt_layer_local_spec(num_experts=num_experts, qk_layernorm=shape.qk_norm, normalization="RMSNorm")
     parts = layer.submodules
     parts.self_attention.submodules.core_attention = PackedAttention
     parts.input_layernorm = parts.pre_mlp_layernorm = WrappedTorchNorm
     if shape.qk_norm:
         parts.self_attention.submodules.q_layernorm = WrappedTorchNorm
         parts.self_attention.submodules.k_layernorm = WrappedTorchNorm
-    _mlp_parts(parts.mlp).activation_func = SwiGlu
-    return TransformerBlockSubmodules(layer_specs=[layer] * shape.num_layers, layer_norm=WrappedTorchNorm)
+    mlp = _submodules(parts.mlp)
+    (_submodules(mlp.experts) if shape.experts else mlp).activation_func = SwiGlu
+    layers = shape.num_layers // at.pipeline_parallel
+    return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=WrappedTorchNorm)
 
 
-def _mlp_parts(mlp: Any) -> Any:
-    # Megatron-Core 0.16 describes the feed-forward layer by a ModuleSpec, 0.19 by a functools.partial.
-    return mlp.submodules if isinstance(mlp, ModuleSpec) else mlp.keywords["submodules"]
+def _submodules(spec: Any) -> Any:
+    # Megatron-Core 0.16 describes feed-forward layers by a ModuleSpec, 0.19 by a functools.partial.
+    return spec.submodules if isinstance(spec, ModuleSpec) else spec.keywords["submodules"]

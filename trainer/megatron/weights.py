@@ -1,22 +1,45 @@
-"""Weights between Hugging Face folders and the rank's Megatron parameters, a tensor at a time.
+"""Weights between Hugging Face names and the rank's Megatron parameters, a tensor at a time.
 
-`HuggingFaceFolder` reads safetensors lazily, only a rank's rows or columns; `import_weights` fills the model;
-`export_tensors` yields full tensors under Hugging Face names, gathered over tensor-parallel ranks.
+`placed` says which stage and which expert rank hold what; `import_weights` reads a rank's rows or columns from a
+source of full tensors (a model folder here, a checkpoint in trainer/checkpoint.py); `export_tensors` yields full
+tensors, joined over ranks.
 """
 
 import json
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 
 from crescendo.common.errors import DataError
-from crescendo.trainer.megatron.architectures import Cut, ModelShape, Rule
+from crescendo.trainer.megatron.architectures import Cut, ModelShape, Place, Rule, Shape
 from crescendo.trainer.megatron.parallel import Layout
+
+
+class LazyTensor(Protocol):
+    """A stored tensor of which only what is asked for is read, as safetensors' slices are."""
+
+    def get_shape(self) -> Sequence[int]:
+        """The full shape."""
+        ...
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        """Rows by a slice, columns by a pair of slices."""
+        ...
+
+
+class TensorSource(Protocol):
+    """Full tensors by Hugging Face name. path: for messages."""
+
+    path: Path
+
+    def slice(self, name: str) -> LazyTensor:
+        """The tensor; raises a CrescendoError when it is missing."""
+        ...
 
 
 class HuggingFaceFolder:
@@ -54,19 +77,16 @@ class HuggingFaceFolder:
                 ) from None
         return self._files[name]
 
-    def names(self) -> set[str]:
-        """Names of all tensors."""
-        return set(self._where)
-
-    def slice(self, name: str) -> Any:
-        """A lazily read tensor; index it to read rows or columns."""
+    def slice(self, name: str) -> LazyTensor:
+        """A lazily read tensor."""
         if name not in self._where:
             raise DataError(
                 f"model folder {self.path}: tensor {name} is missing.",
                 field="model.source",
                 fix="The weights do not fit config.json; download or convert the model again.",
             )
-        return self._open(self._where[name]).get_slice(name)
+        found: LazyTensor = self._open(self._where[name]).get_slice(name)
+        return found
 
 
 def padded_vocabulary(shape: ModelShape, tensor_parallel: int) -> int:
@@ -74,40 +94,81 @@ def padded_vocabulary(shape: ModelShape, tensor_parallel: int) -> int:
     return -(-shape.vocab_size // tensor_parallel) * tensor_parallel
 
 
-def import_weights(
-    parameters: Mapping[str, torch.Tensor], folder: HuggingFaceFolder, rules: list[Rule], shape: ModelShape, at: Layout
-) -> None:
-    """Copies a folder's weights into this rank's parameters; raises DataError for missing or misshapen ones."""
+@dataclass(frozen=True)
+class Placed:
+    """A rule in a layout. name: of the parameter on the ranks of that stage and, for an expert, that expert rank."""
+
+    rule: Rule
+    name: str
+    stage: int
+    expert_rank: int
+
+    def is_on(self, at: Layout) -> bool:
+        """Whether the rank has the parameter. Dense ones lie on every expert rank."""
+        here = self.rule.expert is None or self.expert_rank == at.expert_rank
+        return here and self.stage == at.pipeline_rank
+
+    def is_counted_on(self, at: Layout) -> bool:
+        """As `is_on`, but true on one expert rank alone, and for one of tied weights."""
+        return self.is_on(at) and self.expert_rank == at.expert_rank and not self.rule.is_copy
+
+
+def placed(rules: Sequence[Rule], shape: ModelShape, at: Layout) -> list[Placed]:
+    """Where each rule's parameter lies. Layers and experts are dealt out in equal runs, in order."""
+    last = at.pipeline_parallel - 1
+    layers = shape.num_layers // at.pipeline_parallel
+    experts = (shape.experts.count if shape.experts else 1) // at.expert_parallel
+    result = []
     for rule in rules:
-        pieces = [_read_piece(folder.slice(name), rule, shape, at) for name in rule.hugging_face]
-        parameter = parameters[rule.megatron]
-        fused = rule.fuse(pieces, shape)
-        if fused.shape != parameter.shape:
-            raise DataError(
-                f"model folder {folder.path}: {', '.join(rule.hugging_face)} give shape {tuple(fused.shape)}; "
-                f"config.json asks for {tuple(parameter.shape)}.",
-                field="model.source",
-            )
-        parameter.copy_(fused)
+        if rule.is_copy and at.pipeline_parallel == 1:
+            continue
+        stage = {Place.FIRST: 0, Place.LAST: last, Place.LAYER: rule.layer // layers}[rule.place]
+        expert = rule.expert or 0
+        name = rule.megatron.format(layer=rule.layer % layers, expert=expert % experts)
+        result.append(Placed(rule, name, stage, expert // experts))
+    return result
 
 
-def _read_piece(source: Any, rule: Rule, shape: ModelShape, at: Layout) -> torch.Tensor:
-    size = source.get_shape()
-    parts, part = at.tensor_parallel, at.tensor_rank
-    if rule.cut is Cut.NONE or parts == 1:
-        whole: torch.Tensor = source[:]
-        return whole
-    if rule.is_vocabulary:
-        rows = padded_vocabulary(shape, parts) // parts
-        real: torch.Tensor = source[min(part * rows, size[0]) : min((part + 1) * rows, size[0])]
-        return torch.nn.functional.pad(real, (0, 0, 0, rows - len(real)))
-    width = size[rule.cut.value] // parts
-    cut = slice(part * width, (part + 1) * width)
-    piece: torch.Tensor = source[cut] if rule.cut is Cut.ROWS else source[:, cut]
-    return piece
+def import_weights(
+    source: TensorSource, where: Sequence[Placed], shape: ModelShape, at: Layout
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """This rank's parameters from full tensors, one at a time, of which it reads only its own slices.
+
+    Raises DataError for a missing or misshapen tensor.
+    """
+    for each in where:
+        if not each.is_on(at):
+            continue
+        pieces = []
+        for name, full in zip(each.rule.hugging_face, each.rule.shapes, strict=True):
+            found = source.slice(name)
+            if tuple(found.get_shape()) != full:
+                raise DataError(
+                    f"{source.path}: tensor {name} has shape {tuple(found.get_shape())}; config.json asks for {full}.",
+                    field="model.source",
+                )
+            pieces.append(_read_piece(found, each.rule, shape, at))
+        yield each.name, each.rule.fuse(pieces, shape)
 
 
-Layouts = list[tuple[str, tuple[int, ...]]]
+def _read_piece(source: LazyTensor, rule: Rule, shape: ModelShape, at: Layout) -> torch.Tensor:
+    if rule.cut is Cut.NONE or at.tensor_parallel == 1:
+        return source[:]
+    start, stop = cut_range(rule, source.get_shape()[rule.cut.value], shape, at)
+    piece = source[start:stop] if rule.cut is Cut.ROWS else source[:, start:stop]
+    if not rule.is_vocabulary:
+        return piece
+    rows = padded_vocabulary(shape, at.tensor_parallel) // at.tensor_parallel
+    return torch.nn.functional.pad(piece, (0, 0, 0, rows - len(piece)))
+
+
+def cut_range(rule: Rule, size: int, shape: ModelShape, at: Layout) -> tuple[int, int]:
+    """This rank's part of a full tensor's cut axis; `size` is its length. Padding is no part of it."""
+    if rule.cut is Cut.NONE:
+        return 0, size
+    whole = padded_vocabulary(shape, at.tensor_parallel) if rule.is_vocabulary else size
+    width = whole // at.tensor_parallel
+    return min(at.tensor_rank * width, size), min((at.tensor_rank + 1) * width, size)
 
 
 class Exported(NamedTuple):
@@ -118,49 +179,58 @@ class Exported(NamedTuple):
     data: torch.Tensor
 
 
-def _plain_shape(data: torch.Tensor, ndim: int) -> tuple[int, ...]:
-    """The shape with leading axes joined, so that ndim are left."""
-    tail = tuple(data.shape[data.ndim - ndim + 1 :])
-    return (data.numel() // max(1, math.prod(tail)), *tail)
+def plain(data: torch.Tensor, ndim: int) -> torch.Tensor:
+    """The tensor with leading axes joined, so that ndim are left."""
+    return data.reshape(-1, *data.shape[data.ndim - ndim + 1 :])
 
 
-def export_shapes(
-    parameters: Mapping[str, torch.Tensor], rules: list[Rule], shape: ModelShape, at: Layout
-) -> list[tuple[str, tuple[int, ...]]]:
-    """Names and full shapes of what `export_tensors` yields, without gathering anything."""
-    result = []
-    for rule in rules:
-        parameter = parameters[rule.megatron]
-        for name, piece in zip(rule.hugging_face, rule.split(parameter, shape), strict=True):
-            full = list(_plain_shape(piece, parameter.ndim))
-            if rule.is_vocabulary:
-                full[0] = shape.vocab_size
-            elif rule.cut is not Cut.NONE:
-                full[rule.cut.value] *= at.tensor_parallel
-            result.append((name, tuple(full)))
-    return result
+def export_shapes(where: Sequence[Placed]) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and full shapes of what `export_tensors` yields."""
+    kept = [each.rule for each in where if not each.rule.is_copy]
+    return [pair for rule in kept for pair in zip(rule.hugging_face, rule.shapes, strict=True)]
 
 
 def export_tensors(
-    parameters: Mapping[str, torch.Tensor], rules: list[Rule], shape: ModelShape, at: Layout
+    parameters: Mapping[str, torch.Tensor], where: Sequence[Placed], shape: ModelShape, at: Layout
 ) -> Iterator[Exported]:
-    """All weights, a tensor at a time. Every tensor-parallel rank must iterate to the end.
+    """All weights, a tensor at a time, on every rank that holds unique weights; they must iterate to the end.
 
-    Without tensor parallelism the data are views of the parameters, which the next step changes.
+    A tensor is joined over tensor-parallel ranks, then sent to the other experts' ranks and the other stages.
+    On one rank the data are views of the parameters, which the next step changes.
     """
-    for rule in rules:
-        parameter = parameters[rule.megatron]
-        for name, piece in zip(rule.hugging_face, rule.split(parameter, shape), strict=True):
-            data = _gathered(piece, parameter.ndim, rule, shape, at)
-            yield Exported(name, _plain_shape(data, parameter.ndim), data)
+    dtype = next(iter(parameters.values())).dtype
+    for each in where:
+        rule = each.rule
+        if rule.is_copy:
+            continue
+        mine = each.is_on(at)
+        pieces = rule.split(parameters[each.name], shape) if mine else [None] * len(rule.shapes)
+        for name, full, piece in zip(rule.hugging_face, rule.shapes, pieces, strict=True):
+            if piece is not None:
+                data = _joined(piece, rule, full, shape, at)
+            else:
+                data = torch.empty(full, dtype=dtype, device=at.device)
+            yield Exported(name, full, _everywhere(data, each, full, at))
 
 
-def _gathered(piece: torch.Tensor, ndim: int, rule: Rule, shape: ModelShape, at: Layout) -> torch.Tensor:
-    """The pieces of all tensor-parallel ranks, joined; padding rows of a vocabulary are cut off."""
+def _joined(piece: torch.Tensor, rule: Rule, full: Shape, shape: ModelShape, at: Layout) -> torch.Tensor:
+    """The pieces of all tensor-parallel ranks; padding rows of a vocabulary are cut off."""
     if rule.cut is Cut.NONE or at.tensor_group is None:
         return piece[: shape.vocab_size] if rule.is_vocabulary else piece
-    whole = piece.reshape(_plain_shape(piece, ndim)).contiguous()
+    whole = plain(piece, len(full)).contiguous()
     parts = [torch.empty_like(whole) for _ in range(at.tensor_parallel)]
     dist.all_gather(parts, whole, group=at.tensor_group)
     joined = torch.cat(parts, dim=rule.cut.value)
     return joined[: shape.vocab_size] if rule.is_vocabulary else joined
+
+
+def _everywhere(data: torch.Tensor, each: Placed, full: Shape, at: Layout) -> torch.Tensor:
+    """Broadcast from the expert rank and the stage that hold it."""
+    split_experts = at.expert_group is not None and each.rule.expert is not None
+    if split_experts or at.pipeline_group is not None:
+        data = data.reshape(full).contiguous()
+    if split_experts and each.stage == at.pipeline_rank:
+        dist.broadcast(data, group=at.expert_group, group_src=each.expert_rank)
+    if at.pipeline_group is not None:
+        dist.broadcast(data, group=at.pipeline_group, group_src=each.stage)
+    return data

@@ -5,7 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
 
 COMMON: dict[str, Any] = {
     "hidden_size": 48,
@@ -25,6 +32,15 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
+EXPERTS: dict[str, Any] = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+}
 
 
 def configs() -> dict[str, Any]:
@@ -33,7 +49,11 @@ def configs() -> dict[str, Any]:
         "llama": LlamaConfig(**COMMON, tie_word_embeddings=False),
         "llama3-rope": LlamaConfig(**COMMON, tie_word_embeddings=True, rope_parameters=LLAMA3_ROPE),
         "qwen2": Qwen2Config(**COMMON, tie_word_embeddings=True),
+        "qwen2-yarn": Qwen2Config(**COMMON, tie_word_embeddings=False, rope_parameters=YARN),
         "qwen3": Qwen3Config(**COMMON, tie_word_embeddings=True),
+        "qwen3-linear": Qwen3Config(**COMMON, tie_word_embeddings=False, rope_parameters=LINEAR),
+        "qwen3-moe": Qwen3MoeConfig(**COMMON, **EXPERTS, tie_word_embeddings=False),
+        "qwen3-moe-plain": Qwen3MoeConfig(**COMMON, **EXPERTS | {"norm_topk_prob": False}, tie_word_embeddings=True),
     }
 
 

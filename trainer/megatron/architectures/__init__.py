@@ -4,12 +4,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from crescendo.common.errors import ConfigError
-from crescendo.trainer.megatron.architectures.base import Architecture, Cut, ModelShape, Rope, Rule
+from crescendo.trainer.megatron.architectures.base import (
+    Architecture,
+    Cut,
+    Experts,
+    ModelShape,
+    Place,
+    Rope,
+    Rule,
+    Shape,
+)
 from crescendo.trainer.megatron.architectures.llama import LLAMA
 from crescendo.trainer.megatron.architectures.qwen2 import QWEN2
 from crescendo.trainer.megatron.architectures.qwen3 import QWEN3
+from crescendo.trainer.megatron.architectures.qwen3_moe import QWEN3_MOE
 
-REGISTRY: dict[str, Architecture] = {each.name: each for each in (LLAMA, QWEN2, QWEN3)}
+REGISTRY: dict[str, Architecture] = {each.name: each for each in (LLAMA, QWEN2, QWEN3, QWEN3_MOE)}
 
 
 def architecture_of(config: Mapping[str, Any]) -> Architecture:
@@ -24,4 +34,15 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
     return REGISTRY[name]
 
 
-__all__ = ["REGISTRY", "Architecture", "Cut", "ModelShape", "Rope", "Rule", "architecture_of"]
+__all__ = [
+    "REGISTRY",
+    "Architecture",
+    "Cut",
+    "Experts",
+    "ModelShape",
+    "Place",
+    "Rope",
+    "Rule",
+    "Shape",
+    "architecture_of",
+]

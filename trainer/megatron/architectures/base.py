@@ -1,13 +1,15 @@
 """What an architecture is: a shape read from a Hugging Face config, and rules that map its weights.
 
-A rule names one Megatron parameter and the Hugging Face tensors it is made of. Tensor parallelism cuts the
-Hugging Face tensors (`cut`: by rows, by columns or not at all); `fuse` joins a rank's pieces into its Megatron
-parameter and `split` takes them apart again. Import and export read the same rule, so that a round trip is
-equal bit by bit, and a rank never needs more than its own pieces. The same rules move optimizer moments.
+A rule names one Megatron parameter and the Hugging Face tensors it is made of. Pipeline parallelism gives it to
+a stage (`place`), expert parallelism to the rank of its expert, and tensor parallelism cuts its Hugging Face
+tensors (`cut`: by rows, by columns or not at all); `fuse` joins a rank's pieces into its Megatron parameter and
+`split` takes them apart again. Import, export and checkpoints read the same rule, so that a round trip is equal
+bit by bit in any layout, and a rank never needs more than its own pieces. The same rules move optimizer moments.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -21,7 +23,9 @@ class Rope:
     """Rotary position embedding (Su et al., 2021) with an optional scaling of its frequencies.
 
     kind: default | linear (positions divided by factor) | llama3 (Llama 3.1: low frequencies divided by
-    factor, a ramp between wavelengths original_positions / high_factor and original_positions / low_factor).
+    factor, a ramp between wavelengths original_positions / high_factor and original_positions / low_factor) |
+    yarn (Peng et al., 2023, section 3.4: the ramp lies between channels that turn fast_turns and slow_turns times
+    within original_positions; attention multiplies cosines and sines).
     """
 
     base: float
@@ -30,6 +34,23 @@ class Rope:
     low_factor: float = 1.0
     high_factor: float = 4.0
     original_positions: int = 8192
+    fast_turns: float = 32.0
+    slow_turns: float = 1.0
+    whole_channels: bool = True  # yarn: the ramp's ends are rounded outwards to channels
+    attention: float = 1.0
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A mixture of experts in place of each feed-forward layer. ffn_size: of one expert.
+
+    renormalize: the weights of the chosen experts are scaled to sum to one.
+    """
+
+    count: int
+    chosen: int
+    ffn_size: int
+    renormalize: bool
 
 
 @dataclass(frozen=True)
@@ -49,6 +70,7 @@ class ModelShape:
     tie_embeddings: bool
     qkv_bias: bool = False
     qk_norm: bool = False
+    experts: Experts | None = None
 
 
 class Cut(Enum):
@@ -59,6 +81,15 @@ class Cut(Enum):
     COLUMNS = 1
 
 
+class Place(Enum):
+    """Which pipeline stage holds a parameter."""
+
+    FIRST = "first"
+    LAYER = "layer"
+    LAST = "last"
+
+
+Shape = tuple[int, ...]
 Fuse = Callable[[Sequence[torch.Tensor], ModelShape], torch.Tensor]
 Split = Callable[[torch.Tensor, ModelShape], Sequence[torch.Tensor]]
 
@@ -73,25 +104,35 @@ def _itself(tensor: torch.Tensor, shape: ModelShape) -> Sequence[torch.Tensor]:
 
 @dataclass(frozen=True)
 class Rule:
-    """One Megatron parameter. Names hold `{layer}` where they repeat; is_vocabulary: rows are padded tokens."""
+    """One Megatron parameter.
+
+    megatron: its name on the rank that holds it, with `{layer}` and `{expert}` for numbers within that rank;
+    hugging_face, shapes: names and full shapes of its tensors, with `{layer}` and `{expert}` of the whole model;
+    is_vocabulary: rows are tokens, padded to a multiple of the ranks; is_copy: another rule's tensors a second time
+    (tied weights whose two uses lie in different stages), which export leaves out.
+    """
 
     megatron: str
     hugging_face: tuple[str, ...]
+    shapes: tuple[Shape, ...]
     cut: Cut = Cut.NONE
     fuse: Fuse = _only
     split: Split = _itself
     is_vocabulary: bool = False
+    place: Place = Place.LAYER
+    is_copy: bool = False
+    layer: int = 0
+    expert: int | None = None
 
     def of_layer(self, layer: int) -> "Rule":
-        """The rule with the layer's number filled in."""
-        return Rule(
-            self.megatron.format(layer=layer),
-            tuple(name.format(layer=layer) for name in self.hugging_face),
-            self.cut,
-            self.fuse,
-            self.split,
-            self.is_vocabulary,
-        )
+        """The rule for a layer of the model."""
+        names = tuple(name.replace("{layer}", str(layer)) for name in self.hugging_face)
+        return replace(self, hugging_face=names, layer=layer)
+
+    def of_expert(self, expert: int) -> "Rule":
+        """The rule for an expert of the model."""
+        names = tuple(name.replace("{expert}", str(expert)) for name in self.hugging_face)
+        return replace(self, hugging_face=names, expert=expert)
 
 
 @dataclass(frozen=True)
@@ -106,7 +147,8 @@ class Architecture:
     def rules(self, shape: ModelShape) -> list[Rule]:
         """All rules of a model, embedding first, then layer by layer."""
         first, *rest = self.outer_rules(shape)
-        layers = [rule.of_layer(layer) for layer in range(shape.num_layers) for rule in self.layer_rules(shape)]
+        repeated = self.layer_rules(shape)
+        layers = [rule.of_layer(layer) for layer in range(shape.num_layers) for rule in repeated]
         return [first, *layers, *rest]
 
 
@@ -142,25 +184,40 @@ def split_halves(tensor: torch.Tensor, shape: ModelShape) -> Sequence[torch.Tens
     return tensor.chunk(2, dim=0)
 
 
+_ROPES = ("default", "linear", "llama3", "yarn")
+
+
 def read_rope(config: Mapping[str, Any]) -> Rope:
     """Rotary parameters from config.json: `rope_parameters` (transformers 5) or `rope_theta` + `rope_scaling`."""
     given = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     kind = str(given.get("rope_type", given.get("type", "default")))
-    if kind not in ("default", "linear", "llama3"):
+    if kind not in _ROPES:
         raise ConfigError(
-            f"config.json: rope type is {kind!r}; the trainer knows default, linear and llama3.",
+            f"config.json: rope type is {kind!r}; the trainer knows {', '.join(_ROPES)}.",
             field="model.source",
             fix="Use a model without this rope scaling, or remove it if sequences stay within the original length.",
         )
     if float(given.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) or 1.0) != 1.0:
         raise ConfigError("config.json: partial_rotary_factor must be 1.", field="model.source")
+    refused = [key for key in ("mscale", "mscale_all_dim") if kind == "yarn" and given.get(key) is not None]
+    if refused:
+        raise ConfigError(f"config.json: the trainer has no yarn with {refused[0]}.", field="model.source")
+    positions = int(given.get("original_max_position_embeddings") or config.get("max_position_embeddings", 8192))
+    factor = float(given.get("factor") or 1.0)
+    attention = given.get("attention_factor")
+    if attention is None:  # Peng et al. (2023), section 3.4
+        attention = 0.1 * math.log(factor) + 1.0 if kind == "yarn" and factor > 1 else 1.0
     return Rope(
         base=float(given.get("rope_theta", config.get("rope_theta", 10000.0))),
         kind=kind,
-        factor=float(given.get("factor", 1.0)),
+        factor=factor,
         low_factor=float(given.get("low_freq_factor", 1.0)),
         high_factor=float(given.get("high_freq_factor", 4.0)),
-        original_positions=int(given.get("original_max_position_embeddings", 8192)),
+        original_positions=positions,
+        fast_turns=float(given.get("beta_fast") or 32.0),
+        slow_turns=float(given.get("beta_slow") or 1.0),
+        whole_channels=bool(given.get("truncate", True)),
+        attention=float(attention),
     )
 
 

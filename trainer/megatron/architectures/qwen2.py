@@ -12,7 +12,7 @@ def _read(config: Mapping[str, Any]) -> ModelShape:
 
 
 def _layer_rules(shape: ModelShape) -> Sequence[Rule]:
-    return (*llama.layer_rules(shape), llama.attention_rules("bias"))
+    return (*llama.layer_rules(shape), llama.projection_rule(shape, "bias"))
 
 
 QWEN2 = Architecture("qwen2", _read, _layer_rules, llama.outer_rules)

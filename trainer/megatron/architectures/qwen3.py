@@ -10,16 +10,21 @@ _ATTENTION = "decoder.layers.{layer}.self_attention."
 _HF = "model.layers.{layer}.self_attn."
 
 
+def head_norm_rules(shape: ModelShape) -> Sequence[Rule]:
+    """Norms of query and key heads."""
+    norm = ((shape.head_dim,),)
+    return (
+        Rule(f"{_ATTENTION}q_layernorm.weight", (f"{_HF}q_norm.weight",), norm),
+        Rule(f"{_ATTENTION}k_layernorm.weight", (f"{_HF}k_norm.weight",), norm),
+    )
+
+
 def _read(config: Mapping[str, Any]) -> ModelShape:
     return read_shape(config, qk_norm=True)
 
 
 def _layer_rules(shape: ModelShape) -> Sequence[Rule]:
-    norms = (
-        Rule(f"{_ATTENTION}q_layernorm.weight", (f"{_HF}q_norm.weight",)),
-        Rule(f"{_ATTENTION}k_layernorm.weight", (f"{_HF}k_norm.weight",)),
-    )
-    return (*llama.layer_rules(shape), *norms)
+    return (*llama.layer_rules(shape), *head_norm_rules(shape))
 
 
 QWEN3 = Architecture("qwen3", _read, _layer_rules, llama.outer_rules)
