@@ -26,7 +26,7 @@ from crescendo.common.weights import SHM_FOLDER
 from crescendo.proto.v1 import common_pb2, weights_pb2
 
 FETCHED_CHANNELS = ("tcp",)
-BUCKET_BYTES = 16 << 20
+BUCKET_BYTES = 32 << 20
 CONNECTIONS = 2  # so that one request is on its way while the other's bytes come
 RETRIES = 5  # connections in a row that brought nothing
 RETRY_S = 0.2

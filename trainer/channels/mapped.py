@@ -32,33 +32,16 @@ Bytes = npt.NDArray[np.uint8]
 
 @dataclass
 class MappedFile:
-    """A file of fixed size, mapped writable. It outlives renames.
-
-    descriptor: of a file without a name, which lives as long as this object; -1 for others.
-    """
+    """A file of fixed size, mapped writable. It outlives renames; the mapping goes with its last view."""
 
     path: Path
     size: int
     mapping: mmap.mmap
-    descriptor: int = -1
 
     @classmethod
-    def nameless(cls, size: int) -> "MappedFile":
-        """A file in memory that only this process has; raises EnvironmentProblem when there is no memory for it."""
-        descriptor = os.memfd_create("crescendo-weights", os.MFD_CLOEXEC)
-        try:
-            os.posix_fallocate(descriptor, 0, size)
-            return cls(Path(f"/proc/self/fd/{descriptor}"), size, mmap.mmap(descriptor, size), descriptor)
-        except OSError as error:
-            os.close(descriptor)
-            raise EnvironmentProblem(
-                f"no memory for {size} bytes of weights: {error.strerror}.",
-                fix="Give the trainer's pod more memory, or choose disk as trainer.weight_channel.",
-            ) from error
-
-    def __del__(self) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
+    def anonymous(cls, size: int) -> "MappedFile":
+        """Memory that only this process has, without a file."""
+        return cls(Path(os.devnull), size, mmap.mmap(-1, size))
 
     @classmethod
     def create(cls, path: Path, size: int) -> "MappedFile":
