@@ -31,7 +31,9 @@ class RewardModelConfig:
     low: float = setting(0.0, "scores below count as this", at_least=-1e6, at_most=1e6)
     high: float = setting(1.0, "scores above count as this", at_least=-1e6, at_most=1e6)
     api_key_file: str = setting("", "file with the key, sent as a bearer token; read by the reward process only")
-    ca_file: str = setting("", "file with certificates to trust; openai: in place of the public ones, grpc: makes it TLS")
+    ca_file: str = setting(
+        "", "file with certificates to trust; openai: in place of the public ones, grpc: makes it TLS"
+    )
     temperature: float = setting(0.0, "verdict: sampling of the model", at_least=0, at_most=2)
     max_tokens: int = setting(4096, "verdict: longest reasoning", unit="tokens", at_least=16)
     timeout_s: float = setting(120.0, "longest wait for one answer", unit="s", above=0, at_most=3600)
