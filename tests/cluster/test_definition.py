@@ -1,11 +1,13 @@
 """The RLJob definition on a real API server: what it fills in, refuses and explains."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from tests.cluster.jobs import JobView, quickstart, refusal
+from tests.cluster.jobs import ROOT, JobView, quickstart, refusal
 from tests.cluster.kube.control_plane import ControlPlane, KubectlError
 
 pytestmark = pytest.mark.timeout(600)
@@ -118,6 +120,15 @@ def test_what_steers_it_may_change(control_plane: ControlPlane, namespace: str) 
     job = JobView(control_plane, "math", namespace)
     job.patch(suspend=True, promoteTo="long", ttlSecondsAfterFinished=60, activeDeadlineSeconds=100)
     assert job.body()["spec"]["promoteTo"] == "long"
+
+
+@pytest.mark.parametrize("recipe", sorted(ROOT.glob("recipes/*/rljob.yaml")), ids=lambda path: path.parent.name)
+def test_recipes_at_their_real_size_pass_a_dry_run(control_plane: ControlPlane, namespace: str, recipe: Path) -> None:
+    job = yaml.safe_load(recipe.read_text())
+    job["metadata"]["namespace"] = namespace
+    text = json.dumps(job)
+    answer = control_plane.kubectl("create", "--dry-run=server", "--validate=strict", "-f", "-", stdin=text)
+    assert "created (server dry run)" in answer
 
 
 def test_explain_teaches(control_plane: ControlPlane) -> None:
