@@ -82,7 +82,7 @@ def pack(samples: Sequence[Sample], max_tokens: int, multiple: int = 1) -> list[
     """
     lengths = [-(-sample.num_inputs // multiple) * multiple for sample in samples]
     order = sorted((i for i, s in enumerate(samples) if s.num_inputs > 0), key=lambda i: (-lengths[i], i))
-    return [_build(samples, lengths, groups) for groups in _micro_batches(lengths, order, max_tokens)]
+    return [lay_out(samples, lengths, groups) for groups in _micro_batches(lengths, order, max_tokens)]
 
 
 def pack_alike(shares: Sequence[Sequence[Sample]], max_tokens: int, multiple: int = 1) -> list[list[MicroBatch]]:
@@ -180,7 +180,8 @@ def _blocks(lengths: Sequence[int], order: list[int], max_tokens: int) -> Iterat
         yield block
 
 
-def _build(samples: Sequence[Sample], lengths: Sequence[int], groups: list[list[int]]) -> MicroBatch:
+def lay_out(samples: Sequence[Sample], lengths: Sequence[int], groups: list[list[int]]) -> MicroBatch:
+    """One micro-batch of groups of samples; lengths: what each is padded to, alike within a group."""
     total = sum(lengths[group[0]] * len(group) for group in groups)
     tokens = np.zeros(total, dtype=np.int64)
     positions = np.empty(total, dtype=np.int64)

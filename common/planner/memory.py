@@ -57,8 +57,8 @@ def main_weights(training: Training) -> int:
 
 
 def gradients(training: Training) -> int:
-    """One of the weights' type, and a float32 sum over micro-batches where that is lower."""
-    return training.parameters * (4 if training.dtype == "float32" else training.item_bytes + 4)
+    """A float32 sum over micro-batches; a lower-precision gradient goes as soon as it is added to it."""
+    return training.parameters * 4
 
 
 def optimizer(training: Training) -> int:
@@ -113,7 +113,7 @@ def head(training: Training) -> int:
     chunk = min(training.scored, at_once) * rows
     kept = chunk if training.scored <= at_once else 0
     low = 0 if training.dtype == "float32" else training.item_bytes
-    matrix = rows * training.shape.hidden_size * training.item_bytes
+    matrix = rows * training.shape.hidden_size * (4 + low)  # summed over chunks in float32
     return max(3 * chunk * 4, (chunk + kept) * 4 + chunk * low + matrix)
 
 

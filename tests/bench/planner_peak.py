@@ -57,7 +57,7 @@ class Step:
         warnings.simplefilter("ignore")
         at = parallel.start(rank=0, world_size=1, rendezvous="", tensor_parallel=1, device="cpu", timeout_s=60)
         self.model = PolicyModel.from_folder(folder, dtype, at)
-        self.optimizer = FlatAdamW(self.model.parameters, self.model.sharded(), self.model.at)
+        self.optimizer = FlatAdamW(self.model.parameters, self.model.kinds(), self.model.at)
         self.dtype = dtype
 
     def run(self, length: int) -> None:
@@ -65,7 +65,6 @@ class Step:
         self.optimizer.zero_grad()
         for micro in packing.pack([Sample(tokens, first=PROMPT_TOKENS)], length):
             self.model.scores(micro, 1.0).log_probs.mean().backward()  # type: ignore[no-untyped-call]
-            self.optimizer.collect()
         self.optimizer.step(trainer_pb2.AdamW(beta1=0.9, beta2=0.95, epsilon=1e-8, clip_grad_norm=1.0), 1e-4)
 
     def static_bytes(self) -> int:

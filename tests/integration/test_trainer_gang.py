@@ -1,8 +1,10 @@
 """Gangs of two processes over gloo: divided training equals one rank's; a lost rank is noticed."""
 
 import asyncio
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from safetensors.torch import load_file
 
 from crescendo.common.errors import CrescendoError, RequestError, WorkerLostError
 from crescendo.proto.v1 import trainer_pb2
+from crescendo.trainer import tensor_files
 from tests.integration.trainer_rig import Rig, batch, running, sft_request
 from tests.unit.trainer.tiny_models import write_model
 
@@ -90,3 +93,31 @@ async def test_a_refused_request_leaves_the_gang_whole_and_a_lost_rank_breaks_it
         assert time.monotonic() - began < 20
         status = await asyncio.wait_for(rig.call("GetStatus", trainer_pb2.GetTrainerStatusRequest()), timeout=5)
         assert status.worker.state == "broken"
+
+
+async def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go = threading.Event()
+    write = tensor_files.write_tensors
+
+    def slowly(*args: Any) -> trainer_pb2.CheckpointFile:
+        assert go.wait(30)
+        return write(*args)
+
+    write_model(tmp_path / "model", "qwen3")
+    async with running(tmp_path, tmp_path / "model", async_checkpoint=1) as rig:
+        await rig.sft(sft_request(4, version=2))
+        monkeypatch.setattr(tensor_files, "write_tensors", slowly)
+        request = trainer_pb2.SaveCheckpointRequest(path=str(tmp_path / "c"), idempotency_key="c")
+        saves = [asyncio.create_task(rig.call("SaveCheckpoint", request)) for _ in range(2)]
+        sequence = trainer_pb2.ScoreSequencesRequest()
+        sequence.sequences.add().token_ids.extend([1, 2, 3, 4, 5])
+        before = await rig.call("ScoreSequences", sequence)
+        await rig.sft(sft_request(8, version=3))
+        assert await rig.call("ScoreSequences", sequence) != before
+        assert not any(save.done() for save in saves)
+        go.set()
+        first, second = await asyncio.gather(*saves)
+        assert first == second
+        load = trainer_pb2.LoadCheckpointRequest(path=request.path, files=first.files)
+        assert (await rig.call("LoadCheckpoint", load)).weight_version == 2
+        assert await rig.call("ScoreSequences", sequence) == before

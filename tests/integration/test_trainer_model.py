@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from crescendo.common.errors import ConfigError, DataError
 from crescendo.proto.v1 import trainer_pb2
+from crescendo.trainer import export
 from crescendo.trainer.megatron import log_probs, parallel
 from crescendo.trainer.megatron.model import PolicyModel
 from crescendo.trainer.megatron.parallel import Layout
@@ -107,6 +109,30 @@ def test_import_then_export_is_bit_equal(name: str, tmp_path: Path, layout: Layo
     assert model.num_parameters == sum(value.numel() for value in stored.values())
 
 
+def test_a_model_exported_in_several_files_loads_in_transformers(
+    tmp_path: Path, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hugging_face = write_model(tmp_path / "source", "qwen3-moe")
+    monkeypatch.setattr(export, "MAX_FILE_BYTES", 40_000)
+    model = PolicyModel.from_folder(tmp_path / "source", "float32", layout)
+    files = export.export(model, tmp_path / "source", tmp_path / "target", "float32")
+    assert sum(file.path.endswith(".safetensors") for file in files) > 2
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "target", dtype=torch.float32)
+    assert all(torch.equal(again.state_dict()[k], tensor) for k, tensor in hugging_face.state_dict().items())
+    PolicyModel.from_folder(tmp_path / "target", "float32", layout)
+
+
+def test_recomputed_activations_give_the_same_gradients(tmp_path: Path, layout: Layout) -> None:
+    write_model(tmp_path, "qwen3-moe")
+    gradients = []
+    for recompute in ("none", "full"):
+        model = PolicyModel.from_folder(tmp_path, "float32", layout, recompute)
+        for micro in pack(samples(), 128):
+            model.scores(micro, 1.0).log_probs.sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in model.parameters.items()})
+    assert all(torch.equal(gradients[1][name], gradient) for name, gradient in gradients[0].items())
+
+
 def test_packing_gives_what_each_sequence_alone_gives(tmp_path: Path, layout: Layout) -> None:
     write_model(tmp_path, "qwen3")
     model = PolicyModel.from_folder(tmp_path, "float32", layout)
@@ -140,7 +166,7 @@ def test_chunked_log_probs_equal_whole_ones(monkeypatch: pytest.MonkeyPatch) -> 
     hidden, weight, targets = torch.randn(50, 8), torch.randn(30, 8), torch.randint(0, 28, (50,))
     results = []
     for limit in (1 << 20, 100):
-        monkeypatch.setattr(log_probs, "MAX_LOGITS", limit)
+        monkeypatch.setattr(log_probs, "MAX_LOGITS", {"cpu": limit})
         leaves = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
         scores, entropies = log_probs.token_log_probs(
             *leaves, targets, temperature=0.7, valid_rows=28, first_row=0, group=None

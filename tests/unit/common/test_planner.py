@@ -67,7 +67,7 @@ def test_the_first_thing_that_does_not_fit_is_named_with_what_to_change() -> Non
     activations = planned(run(8192, micro=65536), 1, 80).problem
     assert "activations" in activations
     assert "max_tokens_per_micro_batch" in activations
-    state = planned(run(8192), 1, 80, LLAMA_8B).problem
+    state = planned(run(8192), 1, 70, LLAMA_8B).problem
     assert "gradients" in state
     assert "tensor_parallel above 1" in state
     assert planned(run(8192, tensor_parallel=8), 8, 80, LLAMA_8B).problem == ""
