@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     config = load_config(Path(options.recipe), overrides)
     root = Path(config.run.folder) / config.run.name
     if options.resume and RunFolder(root).identity.exists():
-        return _continue(RunFolder.open_existing(root), options)
+        return _continue(RunFolder.open_existing(root), options, config)
     preflight(config)
     folder = RunFolder.create(root, config.run.name)
     save_resolved(config, folder.config)
@@ -64,7 +64,8 @@ def resume(options: argparse.Namespace) -> int:
     return _continue(find_run(options.run), options)
 
 
-def _continue(folder: RunFolder, options: argparse.Namespace) -> int:
+def _continue(folder: RunFolder, options: argparse.Namespace, given: Config | None = None) -> int:
+    """given: the run file, whose addresses count: services may have moved. All else was settled at the run's start."""
     found = read_controller(folder)
     if found is not None and not options.take_over and not is_stale(folder):
         raise RunFolderError(
@@ -78,7 +79,14 @@ def _continue(folder: RunFolder, options: argparse.Namespace) -> int:
         display.say(f"{folder.root} has finished; there is nothing to resume.")
         return Exit.DONE
     preflight(config)
+    if given is not None and _addresses(given) != _addresses(config):
+        config.buffer.url, config.reward_service.address = _addresses(given)
+        save_resolved(config, folder.config)
     return _live(folder, config, options)
+
+
+def _addresses(config: Config) -> tuple[str, str]:
+    return config.buffer.url, config.reward_service.address
 
 
 def _live(folder: RunFolder, config: Config, options: argparse.Namespace) -> int:

@@ -71,7 +71,8 @@ class Cluster:
         if "RAY_ADDRESS" not in os.environ:
             self._own = [one for one in psutil.Process().children(recursive=True) if _name(one) in OWN_PROCESSES]
         if self._uses_gpu:
-            bundles = [{"GPU": 1, "CPU": 1}] * self._placement.num_devices
+            # Two processors: a rank and an engine each count one, on the device that they share.
+            bundles = [{"GPU": 1, "CPU": 2}] * self._placement.num_devices
             self._group = placement_group(bundles, strategy="PACK")
             ready = await asyncio.to_thread(self._group.wait, deadline_s)
             if not ready:

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
-from crescendo.common.config import load_config, read_mapping, save_resolved
+from crescendo.common.config import load_config, load_resolved, read_mapping, save_resolved
 from crescendo.common.control import ControllerClient
 from crescendo.common.errors import CrescendoError
 from crescendo.common.rpc.identity import VARIABLE
@@ -85,6 +85,13 @@ class Attempts:
             "POD_IP": "127.0.0.1",
             PORT_VARIABLE: self.address.rsplit(":", 1)[1],
         }
+
+    def move_reward_service(self) -> None:
+        """Gives it another name, as an installation does that was made anew."""
+        path = self._folder / "job" / "run.yaml"
+        found = yaml.safe_load(path.read_text())
+        found["rewardService"]["address"] = found["rewardService"]["address"].replace("127.0.0.1", "localhost")
+        path.write_text(yaml.safe_dump(found))
 
     @contextlib.contextmanager
     def start(self, number: int) -> Iterator["subprocess.Popen[bytes]"]:
@@ -168,6 +175,7 @@ async def test_two_attempts_of_a_job_as_the_operator_sees_them(cluster: Attempts
     assert classify(Attempt.from_body(body)).reason == "Stopped"
     committed = max(cluster.volume.glob("checkpoints/commit-*.json"))
 
+    cluster.move_reward_service()
     with cluster.start(2) as process:
         await cluster.report_when(lambda one: one.iteration > 0, process, 2)
         with cluster.as_role("operator"):
@@ -184,6 +192,7 @@ def assert_what_ran(cluster: Attempts) -> None:
     assert stages == {"context-32", "context-64"}
     iterations = [row["iteration"] for row in rows if "iteration_seconds" in row]
     assert iterations == sorted(set(iterations))  # the second attempt went on where the first had stopped
+    assert load_resolved(cluster.volume / "config.yaml").reward_service.address.startswith("localhost:")
     # Graded by the service that serves many runs: none of the run's own was started.
     assert not list(cluster.volume.glob("logs/reward-*")) + list(cluster.volume.glob("logs/executor-*"))
 
