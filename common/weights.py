@@ -6,6 +6,7 @@ guards against mistakes, not against an attacker).
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
@@ -13,6 +14,7 @@ from crescendo.proto.v1 import common_pb2
 
 ALIGNMENT = 64  # bytes; tensors start on cache lines
 SHM_FOLDER = Path("/dev/shm")
+_MULTIPLIER = -7046029254386353131  # 2^64 / golden ratio, odd, as int64 (Knuth, multiplicative hashing)
 
 
 def tensor_digest(data: memoryview | bytes) -> int:
@@ -27,6 +29,17 @@ def manifest_digest(tensors: Iterable[common_pb2.TensorSpec], digests: Iterable[
         shape = ",".join(str(size) for size in tensor.shape)
         state.update(f"{tensor.name}|{tensor.dtype}|{shape}|{digest:016x}\n".encode())
     return int(state.intdigest())
+
+
+def word_digest(words: Any, positions: Any) -> int:
+    """A 64-bit digest that any device computes in parallel: sum of mixed words, each weighted by its place.
+
+    words: [W] int64, the tensor's bytes, zero-padded to eight; positions: [W] 1, 2, ... in int64. Arrays of numpy or
+    PyTorch, whose integers wrap alike. Not cryptographic; any single changed word changes it.
+    """
+    mixed = (words ^ (words >> 32)) * _MULTIPLIER
+    mixed = (mixed ^ (mixed >> 29)) * (positions * 2 + 1)
+    return int(mixed.sum()) & 0xFFFFFFFFFFFFFFFF
 
 
 def aligned(num_bytes: int) -> int:

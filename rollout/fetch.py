@@ -26,6 +26,7 @@ from crescendo.common.weights import SHM_FOLDER
 from crescendo.proto.v1 import common_pb2, weights_pb2
 
 FETCHED_CHANNELS = ("tcp",)
+STREAMED_CHANNELS = ("ipc",)  # by the engine itself: rollout/engine/buckets.py
 BUCKET_BYTES = 32 << 20
 CONNECTIONS = 2  # so that one request is on its way while the other's bytes come
 RETRIES = 5  # connections in a row that brought nothing
@@ -55,16 +56,22 @@ class NodeCopy:
     def localize(
         self, manifest: common_pb2.WeightManifest, fence: common_pb2.Fence, deadline_s: float
     ) -> common_pb2.WeightManifest:
-        """The manifest with shards on this node; others than `tcp` come back as they are.
+        """The manifest with shards on this node; those that are there already come back as they are.
+
+        One that the engine streams by itself gets what it needs to ask for it.
 
         Raises WorkerLostError when a shard's server is gone, DeadlineError, StaleFenceError or RequestError as the
         server says, EnvironmentProblem when shared memory is full.
         """
-        if manifest.channel not in FETCHED_CHANNELS:
+        if manifest.channel not in (*FETCHED_CHANNELS, *STREAMED_CHANNELS):
             return manifest
         deadline = Deadline.after(deadline_s)
         local = common_pb2.WeightManifest()
         local.CopyFrom(manifest)
+        if manifest.channel in STREAMED_CHANNELS:
+            access = weights_pb2.WeightRequest(fence=fence, token=self._token, version=manifest.version)
+            local.access = access.SerializeToString()
+            return local
         local.channel = "shm"
         with self._alone(deadline):
             for index, shard in enumerate(local.shards):

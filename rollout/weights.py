@@ -20,7 +20,7 @@ from crescendo.common import failpoints
 from crescendo.common.errors import WeightMismatchError
 from crescendo.common.weights import manifest_digest, tensor_digest
 from crescendo.proto.v1 import common_pb2
-from crescendo.rollout.engine.shards import MappedShard, check_manifest, map_shards, tensor_bytes
+from crescendo.rollout.engine.shards import FILE_CHANNELS, MappedShard, check_manifest, map_shards, tensor_bytes
 from crescendo.rollout.engine.thread import EngineThread
 from crescendo.rollout.fetch import NodeCopy
 
@@ -56,19 +56,19 @@ class WeightReceiver:
         self.admitted = False
         manifest = await asyncio.to_thread(self._copy.localize, published, fence, deadline_s)
         check_manifest(manifest)
-        shards = await asyncio.to_thread(map_shards, manifest)
-        digesting = asyncio.create_task(self._digests(manifest, shards))
+        digesting = asyncio.create_task(self._digests(manifest))
         started_s = time.perf_counter()
         try:
             self.loaded_version = 0
-            await self._engine.call(lambda engine: engine.load_weights(manifest), deadline_s)
+            streamed = await self._engine.call(lambda engine: engine.load_weights(manifest), deadline_s)
             self.loaded_version = manifest.version
             failpoints.reach("engine.loaded")
             load_s = time.perf_counter() - started_s
             digests, digest_s = await digesting
+            digests = digests if streamed is None else streamed
         finally:
             digesting.cancel()
-        if digests != [tensor.digest for tensor in published.tensors] and manifest.channel != published.channel:
+        if manifest.channel != published.channel and digests != [tensor.digest for tensor in published.tensors]:
             self._copy.discard(published)
         started_s = time.perf_counter()
         sequences = [list(one.token_ids) for one in manifest.canaries] if canaries else []
@@ -114,9 +114,12 @@ class WeightReceiver:
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._copy.close()
 
-    async def _digests(self, manifest: common_pb2.WeightManifest, shards: list[MappedShard]) -> tuple[list[int], float]:
-        """Digest of every tensor in manifest order, and the seconds from first to last."""
+    async def _digests(self, manifest: common_pb2.WeightManifest) -> tuple[list[int], float]:
+        """Digest of every tensor in manifest order, and the seconds from first to last; of files only."""
         started_s = time.perf_counter()
+        if manifest.channel not in FILE_CHANNELS:
+            return [], 0.0
+        shards = await asyncio.to_thread(map_shards, manifest)
         loop = asyncio.get_running_loop()
         parts = [loop.run_in_executor(self._pool, _digest_part, shards, part) for part in _parts(manifest.tensors)]
         digests = [digest for part in await asyncio.gather(*parts) for digest in part]

@@ -98,10 +98,10 @@ class ForcedLengthEngine:
         """Takes a sequence to score."""
         self._engine.add_score(request_id, token_ids)
 
-    def load_weights(self, manifest: common_pb2.WeightManifest) -> None:
+    def load_weights(self, manifest: common_pb2.WeightManifest) -> list[int] | None:
         """Loads one version in place; what runs is aborted."""
         self._whole.clear()
-        self._engine.load_weights(manifest)
+        return self._engine.load_weights(manifest)
 
     def release(self, method: str) -> None:
         """Lets go of the device."""

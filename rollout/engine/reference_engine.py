@@ -7,7 +7,6 @@ the first weight update.
 """
 
 import gc
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,9 +16,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from crescendo.common.errors import RequestError, WeightMismatchError
 from crescendo.proto.v1 import common_pb2
+from crescendo.rollout.engine.arriving import Arriving
 from crescendo.rollout.engine.base import EngineOutput, EngineRequest, Output, ScoreOutput
 from crescendo.rollout.engine.settings import EngineSettings
-from crescendo.rollout.engine.shards import check_manifest, map_shards, tensor_bytes
+from crescendo.rollout.engine.shards import check_manifest
 
 SCORED_AT_ONCE = 1024  # positions whose logits exist at one time
 
@@ -101,33 +101,31 @@ class ReferenceEngine:
             self._running.pop(one, None)
             self._scoring.pop(one, None)
 
-    def load_weights(self, manifest: common_pb2.WeightManifest) -> None:
+    def load_weights(self, manifest: common_pb2.WeightManifest) -> list[int] | None:
         """Loads one version in place; see the seam."""
         check_manifest(manifest)
         self.abort([*self._running, *self._scoring])
         parameters = dict(self._model.named_parameters())
-        shards = map_shards(manifest)
+        arriving = Arriving(manifest, self._device)
         with torch.no_grad():
-            for spec in manifest.tensors:
-                parameter = parameters.pop(spec.name, None)
-                if parameter is None or tuple(parameter.shape) != tuple(spec.shape):
+            for name, tensor in arriving.tensors():
+                parameter = parameters.pop(name, None)
+                if parameter is None or parameter.shape != tensor.shape:
                     raise RequestError(
-                        f"the manifest of version {manifest.version} does not fit the model: {spec.name} of shape "
-                        f"{list(spec.shape)} "
+                        f"the manifest of version {manifest.version} does not fit the model: {name} of shape "
+                        f"{list(tensor.shape)} "
                         f"{'is not there' if parameter is None else f'has shape {list(parameter.shape)}'}.",
                         field="manifest.tensors",
                         fix="Publish the tensors of the model that the engine was started with.",
                     )
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", UserWarning)  # the mapping is read-only; nothing writes to it
-                    flat = torch.frombuffer(tensor_bytes(shards, spec), dtype=getattr(torch, spec.dtype))
-                parameter.copy_(flat.view(parameter.shape))
+                parameter.copy_(tensor)
         if parameters:
             raise WeightMismatchError(
                 f"the manifest does not fill {len(parameters)} parameters of the model, such as {min(parameters)}.",
                 field="manifest.tensors",
                 fix="Publish every tensor under its Hugging Face name.",
             )
+        return arriving.digests
 
     def release(self, method: str) -> None:
         """Drops the model: weights come anew through UpdateWeights, whichever way it was let go."""

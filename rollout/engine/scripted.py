@@ -114,10 +114,11 @@ class ScriptedEngine:
             self._running.pop(one, None)
             self._scoring.pop(one, None)
 
-    def load_weights(self, manifest: common_pb2.WeightManifest) -> None:
+    def load_weights(self, manifest: common_pb2.WeightManifest) -> list[int] | None:
         """Takes the version, and the canaries' log-probabilities as its own."""
         self._version = manifest.version
         self._canaries = {tuple(one.token_ids): list(one.log_probs) for one in manifest.canaries}
+        return [one.digest for one in manifest.tensors] if manifest.access else None
 
     def release(self, method: str) -> None:
         """Holds no device."""

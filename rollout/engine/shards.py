@@ -19,6 +19,7 @@ from crescendo.common.weights import SHM_FOLDER
 from crescendo.proto.v1 import common_pb2
 
 FILE_CHANNELS = ("shm", "disk")
+READ_CHANNELS = (*FILE_CHANNELS, "ipc")  # the last by buckets.py
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -87,9 +88,9 @@ def _keep_warm(shards: Sequence[common_pb2.WeightShard]) -> None:
 
 def check_manifest(manifest: common_pb2.WeightManifest) -> None:
     """Raises RequestError unless every tensor lies inside its shard and its size fits its shape."""
-    if manifest.channel not in FILE_CHANNELS:
+    if manifest.channel not in READ_CHANNELS:
         raise RequestError(
-            f"manifest.channel is {manifest.channel!r}; this engine reads {', '.join(FILE_CHANNELS)}.",
+            f"manifest.channel is {manifest.channel!r}; this engine reads {', '.join(READ_CHANNELS)}.",
             field="manifest.channel",
             fix="Set trainer.weight_channel to one of them.",
         )

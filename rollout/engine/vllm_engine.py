@@ -101,7 +101,7 @@ class VllmEngine:
         if known and self._llm:
             self._llm.engine_core.abort_requests(known)
 
-    def load_weights(self, manifest: common_pb2.WeightManifest) -> None:
+    def load_weights(self, manifest: common_pb2.WeightManifest) -> list[int] | None:
         """Loads one version in place; see the seam."""
         check_manifest(manifest)
         self.abort([*self._running, *self._scoring])
@@ -119,6 +119,12 @@ class VllmEngine:
         self._llm.set_weight_version(str(manifest.version))
         if not self._llm.reset_prefix_cache():
             raise RequestError("the prefix cache could not be reset: requests are still running.", field="manifest")
+        return self._streamed_digests() if manifest.access else None
+
+    def _streamed_digests(self) -> list[int]:
+        """Of what the workers took; where one differs from the first, none is right."""
+        first, *others = self._llm.collective_rpc("weight_digests")
+        return first if all(other == first for other in others) else [0] * len(first)
 
     def release(self, method: str) -> None:
         """Lets go of the GPU."""
@@ -183,6 +189,7 @@ class VllmEngine:
             logprobs_mode="processed_logprobs",
             disable_log_stats=True,
             weight_transfer_config=WeightTransferConfig(backend=BACKEND),
+            worker_extension_cls="crescendo.rollout.engine.weight_loader.WorkerDigests",
         )
         self._llm = LLMEngine.from_engine_args(arguments)
         self._awake = {"weights", "kv_cache"}

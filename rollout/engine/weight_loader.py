@@ -1,12 +1,10 @@
 """Loads the tensors of a WeightManifest into vLLM's model, in place.
 
 vLLM makes one `ManifestLoader` a worker and calls it on the engine's thread: start_weight_update,
-update_weights with the manifest, finish_weight_update. Tensors are views of the mapped shards. Dense models on
-a CPU take the short way of packed_layers.py, all others vLLM's layerwise reload.
+update_weights with the manifest, finish_weight_update. Tensors are views of mapped shards, or stream in (arriving.py).
+Dense models on a CPU take the short way of packed_layers.py, all others vLLM's layerwise reload.
 """
 
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +21,8 @@ from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 from crescendo.common.errors import WeightMismatchError
 from crescendo.proto.v1 import common_pb2
 from crescendo.rollout.engine import packed_layers
+from crescendo.rollout.engine.arriving import Arriving
 from crescendo.rollout.engine.packed_layers import PackedUpdate, Scratch
-from crescendo.rollout.engine.shards import map_shards, tensor_bytes
 
 
 @dataclass
@@ -40,7 +38,7 @@ class ManifestUpdate(WeightTransferUpdateInfo):  # type: ignore[misc]
 
 
 class ManifestLoader(WeightTransferEngine[ManifestInit, ManifestUpdate]):  # type: ignore[misc]
-    """The receiving side of the channels shm and disk."""
+    """The receiving side of every channel."""
 
     init_info_cls = ManifestInit
     update_info_cls = ManifestUpdate
@@ -48,6 +46,7 @@ class ManifestLoader(WeightTransferEngine[ManifestInit, ManifestUpdate]):  # typ
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self._scratch = Scratch()
+        self.digests: list[int] | None = None
 
     def init_transfer_engine(self, init_info: ManifestInit) -> None:
         """Nothing to set up."""
@@ -72,7 +71,9 @@ class ManifestLoader(WeightTransferEngine[ManifestInit, ManifestUpdate]):  # typ
         """Raises WeightMismatchError when the manifest left parameters of the model untouched."""
         manifest = common_pb2.WeightManifest.FromString(update_info.manifest)
         try:
-            self._check_complete(self.model.load_weights(_tensors(manifest, self.device)))
+            arriving = Arriving(manifest, self.device)
+            self._check_complete(self.model.load_weights(arriving.tensors()))
+            self.digests = arriving.digests
         except Exception:
             # Leave no layer half prepared, or the next update would go on with this one's remains.
             if self._packed is not None:
@@ -110,10 +111,11 @@ def _incomplete_layers(model: torch.nn.Module) -> set[str]:
     return {name for name, one in modules if isinstance(one, LinearBase) and get_layerwise_info(one).can_load()}
 
 
-def _tensors(manifest: common_pb2.WeightManifest, device: torch.device) -> Iterator[tuple[str, torch.Tensor]]:
-    shards = map_shards(manifest)
-    for spec in manifest.tensors:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # the mapping is read-only, and nothing writes to it
-            flat = torch.frombuffer(tensor_bytes(shards, spec), dtype=getattr(torch, spec.dtype))
-        yield spec.name, flat.view(tuple(spec.shape)).to(device)
+class WorkerDigests:
+    """Added to vLLM's worker class (worker_extension_cls), so that the engine can ask every worker."""
+
+    weight_transfer_engine: ManifestLoader
+
+    def weight_digests(self) -> list[int] | None:
+        """Of what the last update streamed to this worker."""
+        return self.weight_transfer_engine.digests

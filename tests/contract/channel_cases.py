@@ -10,6 +10,7 @@ import torch
 
 from crescendo.common.weights import manifest_digest, tensor_digest
 from crescendo.proto.v1 import common_pb2
+from crescendo.rollout.engine.arriving import Arriving
 from crescendo.rollout.engine.shards import check_manifest, map_shards, tensor_bytes
 from crescendo.rollout.fetch import NodeCopy
 from crescendo.trainer.channels import WeightChannel
@@ -67,6 +68,10 @@ def take(
     try:
         local = node.localize(manifest, fence, deadline_s)
         check_manifest(local)
+        if local.access:
+            arriving = Arriving(local, torch.device("cpu"))
+            streamed = dict(arriving.tensors())
+            return Taken(streamed, arriving.digests or [])
         shards = map_shards(local)
         found = {}
         for spec in local.tensors:

@@ -13,11 +13,13 @@ import torch
 from crescendo.buffer import MemoryBuffer
 from crescendo.common.errors import CrescendoError, RequestError, StaleFenceError, WorkerLostError
 from crescendo.common.rpc.wire import Deadline, Wire
-from crescendo.common.weights import SHM_FOLDER, manifest_digest, stale_shm_files
+from crescendo.common.weights import SHM_FOLDER, manifest_digest, stale_shm_files, word_digest
 from crescendo.proto.v1 import common_pb2, weights_pb2
 from crescendo.rollout import fetch
 from crescendo.rollout.fetch import NodeCopy
-from crescendo.trainer.channels import NAMES, WeightChannel, open_channel
+from crescendo.trainer.channels import NAMES, WeightChannel, ipc, open_channel
+from crescendo.trainer.channels.ipc import TransferBuffer
+from crescendo.trainer.megatron.weights import Exported
 from tests.contract.channel_cases import FENCE, RUN, TOKEN, publish, take, tensors
 
 SERVED = ("tcp",)
@@ -66,6 +68,15 @@ def test_a_corrupted_byte_shows(channel: WeightChannel, monkeypatch: pytest.Monk
                 target[77] ^= 1
 
         monkeypatch.setattr(Wire, "receive_parts", damaged)
+    elif channel.name == "ipc":
+        fill = TransferBuffer.fill
+
+        def spoilt(self: TransferBuffer, given: list[torch.Tensor]) -> list[int]:
+            offsets = fill(self, given)
+            self._bytes[77] ^= 1
+            return offsets
+
+        monkeypatch.setattr(TransferBuffer, "fill", spoilt)
     else:
         with Path(manifest.shards[0].address).open("r+b") as file:
             file.seek(77)
@@ -243,3 +254,36 @@ def test_bytes_outside_the_version_are_refused(served: WeightChannel) -> None:
     manifest.shards[0].num_bytes *= 2
     with pytest.raises(RequestError, match="do not exist"):
         take(manifest)
+
+
+def test_ipc_holds_one_bucket_however_large_the_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ipc, "BUCKET_BYTES", 4096)
+    given = [Exported(f"t{n}", (256,), torch.full((256,), float(n))) for n in range(100)]
+    with opened("ipc", tmp_path) as channel:
+        manifest = publish(channel, 1, given)
+        taken = take(manifest)
+        assert taken.equals(given)
+        assert taken.digests == [spec.digest for spec in manifest.tensors]
+        files = [path for path in stale_shm_files(RUN) if path.is_file()]
+        assert [path.stat().st_size for path in files if "bucket" in path.name] == [4096]
+
+
+def test_ipc_refuses_when_the_trainer_has_let_go(tmp_path: Path) -> None:
+    given = tensors(1)
+    with opened("ipc", tmp_path) as channel:
+        manifest = publish(channel, 1, given)
+        given[0].data.untyped_storage().resize_(0)
+        with pytest.raises(RequestError, match="let go"):
+            take(manifest)
+
+
+@pytest.mark.parametrize("place", [0, 1000, 8191])
+def test_a_word_digest_sees_every_word_and_its_place(place: int) -> None:
+    words = torch.arange(8192) * 7
+    changed = words.clone()
+    changed[place] ^= 1 << 40
+    swapped = words.clone()
+    swapped[[place, 5]] = swapped[[5, place]]
+    positions = torch.arange(1, 8193)
+    assert len({word_digest(each, positions) for each in (words, changed, swapped)}) == 3
+    assert word_digest(words.numpy(), positions.numpy()) == word_digest(words, positions)

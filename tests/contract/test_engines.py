@@ -5,14 +5,19 @@ The vLLM engine starts once for the module; it costs about twenty seconds.
 
 import asyncio
 import collections
+import os
 from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
+import torch
 
 from crescendo.common.errors import DeadlineError, RequestError, StaleFenceError, WeightMismatchError
 from crescendo.common.types import GroupState, TrajectoryState
+from crescendo.common.weights import manifest_digest
 from crescendo.proto.v1 import common_pb2, rollout_pb2
+from crescendo.trainer.channels.ipc import IpcChannel
+from crescendo.trainer.megatron.weights import Exported
 from tests.contract.engine_cases import (
     PROMPT,
     RolloutDriver,
@@ -183,6 +188,28 @@ async def test_nothing_is_generated_before_the_version_is_admitted(driver: Rollo
     await driver.roll_out(160, max_response_tokens=10)
     [ended] = await driver.trajectories(ids)
     assert {one.weight_version for one in ended.segments} == {driver.version}
+
+
+async def test_weights_that_are_streamed_through_a_bucket_are_attested_too(driver: RolloutDriver) -> None:
+    driver.version += 1
+    given = read_weights(driver.folder, 7)
+    channel = IpcChannel(f"engines-{os.getpid()}", "here", "secret")
+    try:
+        tensors = [Exported(name, value.shape, torch.from_numpy(value)) for name, value in given.items()]
+        written = channel.write(driver.version, [(one.name, one.shape) for one in tensors], "float32", tensors)
+        digests = [spec.digest for spec in written.tensors]
+        manifest = common_pb2.WeightManifest(
+            version=driver.version, channel="ipc", shards=written.shards, tensors=written.tensors,
+            digest=manifest_digest(written.tensors, digests),
+        )  # fmt: skip
+        attestation = await driver.update(manifest)
+        assert list(attestation.tensor_digests) == digests
+        streamed = await driver.score(PROMPT)
+        await driver.update(publish(given, driver.folder / "same", driver.version))
+        assert await driver.score(PROMPT) == streamed
+    finally:
+        await asyncio.to_thread(channel.close)
+        await driver.serve(seed=1)
 
 
 async def test_a_corrupted_byte_shows_in_the_attestation(driver: RolloutDriver) -> None:

@@ -7,10 +7,11 @@ from crescendo.common.errors import RequestError
 from crescendo.common.runfolder import RunFolder
 from crescendo.trainer.channels.base import WeightChannel, Written
 from crescendo.trainer.channels.disk import DiskChannel
+from crescendo.trainer.channels.ipc import IpcChannel
 from crescendo.trainer.channels.shm import ShmChannel
 from crescendo.trainer.channels.tcp import TcpChannel
 
-NAMES = ("shm", "tcp", "disk")
+NAMES = ("shm", "tcp", "disk", "ipc")
 
 
 def open_channel(name: str, *, run_id: str, run_folder: Path, threads: int, token: str = "") -> WeightChannel:
@@ -22,6 +23,8 @@ def open_channel(name: str, *, run_id: str, run_folder: Path, threads: int, toke
         return DiskChannel(RunFolder(run_folder), node, threads)
     if name == "tcp":
         return TcpChannel(node, threads, token)
+    if name == "ipc":
+        return IpcChannel(run_id, node, token)
     raise RequestError(
         f"channel is {name!r}; it must be one of {', '.join(NAMES)}.",
         field="trainer.weight_channel",

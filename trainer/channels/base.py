@@ -4,10 +4,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
+
 from crescendo.proto.v1 import common_pb2
-from crescendo.trainer.megatron.weights import Exported
 
 Layout = Sequence[tuple[str, tuple[int, ...]]]
+
+
+class NamedTensor(Protocol):
+    """A full tensor under its Hugging Face name; data may have its first axis in two (megatron/weights.py)."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def data(self) -> torch.Tensor: ...
 
 
 @dataclass
@@ -25,7 +36,7 @@ class WeightChannel(Protocol):
 
     name: str
 
-    def write(self, version: int, layout: Layout, dtype: str, tensors: Iterable[Exported]) -> Written:
+    def write(self, version: int, layout: Layout, dtype: str, tensors: Iterable[NamedTensor]) -> Written:
         """Makes a version readable for engines; digests are computed where the bytes lie.
 
         layout: name and shape of each tensor, in the order in which they come.

@@ -11,9 +11,8 @@ from pathlib import Path
 
 from crescendo.common.runfolder import RunFolder
 from crescendo.proto.v1 import common_pb2
-from crescendo.trainer.channels.base import Layout, Written
+from crescendo.trainer.channels.base import Layout, NamedTensor, Written
 from crescendo.trainer.channels.mapped import MappedFile, fill, plan
-from crescendo.trainer.megatron.weights import Exported
 
 
 class DiskChannel:
@@ -30,7 +29,7 @@ class DiskChannel:
     def _path(self, version: int) -> Path:
         return self._folder / f"w{version}.bin"
 
-    def write(self, version: int, layout: Layout, dtype: str, tensors: Iterable[Exported]) -> Written:
+    def write(self, version: int, layout: Layout, dtype: str, tensors: Iterable[NamedTensor]) -> Written:
         """Copies, hashes and flushes; raises EnvironmentProblem when the disk is full."""
         began = time.perf_counter()
         specs, size = plan(layout, dtype)

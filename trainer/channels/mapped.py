@@ -22,8 +22,7 @@ import xxhash
 from crescendo.common.errors import EnvironmentProblem
 from crescendo.common.weights import aligned
 from crescendo.proto.v1 import common_pb2
-from crescendo.trainer.channels.base import Layout
-from crescendo.trainer.megatron.weights import Exported
+from crescendo.trainer.channels.base import Layout, NamedTensor
 
 MAX_PENDING = 8
 CHUNK_BYTES = 1 << 19  # stays in a core's cache between copy and hash
@@ -88,7 +87,7 @@ def plan(layout: Layout, dtype: str) -> tuple[list[common_pb2.TensorSpec], int]:
 
 
 def fill(
-    file: MappedFile, specs: Sequence[common_pb2.TensorSpec], tensors: Iterable[Exported], pool: ThreadPoolExecutor
+    file: MappedFile, specs: Sequence[common_pb2.TensorSpec], tensors: Iterable[NamedTensor], pool: ThreadPoolExecutor
 ) -> float:
     """Copies tensors to their places and sets each spec's digest; returns seconds spent hashing, over all threads.
 

@@ -11,9 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from crescendo.common.weights import SHM_FOLDER, shm_path, stale_shm_files
 from crescendo.proto.v1 import common_pb2
-from crescendo.trainer.channels.base import Layout, Written
+from crescendo.trainer.channels.base import Layout, NamedTensor, Written
 from crescendo.trainer.channels.mapped import MappedFile, fill, plan
-from crescendo.trainer.megatron.weights import Exported
 
 
 class ShmChannel:
@@ -30,7 +29,7 @@ class ShmChannel:
         for path in stale_shm_files(run_id):  # of a trainer that died
             path.unlink(missing_ok=True)
 
-    def write(self, version: int, layout: Layout, dtype: str, tensors: Iterable[Exported]) -> Written:
+    def write(self, version: int, layout: Layout, dtype: str, tensors: Iterable[NamedTensor]) -> Written:
         """Copies and hashes; raises EnvironmentProblem when shared memory is full."""
         began = time.perf_counter()
         specs, size = plan(layout, dtype)

@@ -13,10 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from crescendo.common.errors import RequestError
 from crescendo.common.rpc.wire import Deadline, Wire
 from crescendo.proto.v1 import common_pb2, weights_pb2
-from crescendo.trainer.channels.base import Layout, Written
+from crescendo.trainer.channels.base import Layout, NamedTensor, Written
 from crescendo.trainer.channels.mapped import MappedFile, fill, plan
 from crescendo.trainer.channels.serving import WeightServer
-from crescendo.trainer.megatron.weights import Exported
 
 
 class TcpChannel:
@@ -32,7 +31,7 @@ class TcpChannel:
         self._lock = threading.Lock()
         self._server = WeightServer(self._answer, token=token)
 
-    def write(self, version: int, layout: Layout, dtype: str, tensors: Iterable[Exported]) -> Written:
+    def write(self, version: int, layout: Layout, dtype: str, tensors: Iterable[NamedTensor]) -> Written:
         """Copies and hashes; raises EnvironmentProblem when there is no memory for it."""
         began = time.perf_counter()
         specs, size = plan(layout, dtype)

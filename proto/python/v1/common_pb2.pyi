@@ -525,6 +525,7 @@ class WeightManifest(_message.Message):
     TENSORS_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     CANARIES_FIELD_NUMBER: _builtins.int
+    ACCESS_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """never reused within a run"""
     parent: _builtins.int
@@ -535,6 +536,8 @@ class WeightManifest(_message.Message):
     """shm | ipc | nccl | tcp | disk"""
     digest: _builtins.int
     """over the tensors' names and digests, in order"""
+    access: _builtins.bytes
+    """never published: how this engine may ask (serialized WeightRequest)"""
     @_builtins.property
     def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___WeightShard]: ...
     @_builtins.property
@@ -553,10 +556,11 @@ class WeightManifest(_message.Message):
         tensors: _abc.Iterable[Global___TensorSpec] | None = ...,
         digest: _builtins.int = ...,
         canaries: _abc.Iterable[Global___Canary] | None = ...,
+        access: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "canaries", b"canaries", "channel", b"channel", "digest", b"digest", "iteration", b"iteration", "parent", b"parent", "shards", b"shards", "tensors", b"tensors", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "branch", b"branch", "canaries", b"canaries", "channel", b"channel", "digest", b"digest", "iteration", b"iteration", "parent", b"parent", "shards", b"shards", "tensors", b"tensors", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
