@@ -164,10 +164,20 @@ class Session:
         try:
             await self._ensure("ray", self.fleet.ensure_ray)
             await cancel([self._engines])
+            if self.fleet.uses_gpu:
+                await self._clear_devices()
             self._engines = asyncio.create_task(self._ensure("engines", self._ensure_engines))
+            if self.fleet.uses_gpu:
+                await self._engines
+                await self.lease.release_engines(self.fleet.engines)
             await self._ensure("trainer", self.fleet.ensure_trainer)
         finally:
             await scoring
+
+    async def _clear_devices(self) -> None:
+        """A GPU engine sizes its cache by what is free when it starts: a trainer that is there moves out first."""
+        if all(worker.is_ready for worker in self.fleet.gang) and self.fleet.gang:
+            await self.lease.release_trainer(self.fleet.trainer)
 
     async def _ensure(self, name: str, start: Callable[[], Awaitable[object]]) -> None:
         """Starts what is not ready. The run's first start fails at once; a replacement is tried again."""
