@@ -19,15 +19,16 @@ for python in 3.11 3.12; do
     suffix="py${python/./}"
     compile "cpu-$suffix.txt" "$python" pyproject.toml --extra cpu "${project[@]}" "$@"
     compile "gpu-$suffix.txt" "$python" pyproject.toml --extra gpu "${project[@]}" "$@"
+    # Nothing in an image differs from the pins that the tests run with.
+    for flavour in cpu gpu; do
+        compile "image-run-$flavour-$suffix.txt" "$python" pyproject.toml --extra "$flavour" --extra trainer \
+            --extra convert --constraint "requirements/$flavour-$suffix.txt" "$@"
+    done
+    for image in operator reward; do
+        compile "image-$image-$suffix.txt" "$python" "requirements/image-$image.in" \
+            --constraint "requirements/cpu-$suffix.txt" "$@"
+    done
     compile "bench-trl-$suffix.txt" "$python" requirements/bench-trl.in "$@"
-done
-# Images have one Python, and what `make test` ran: nothing in them differs from the pins above.
-for flavour in cpu gpu; do
-    compile "image-run-$flavour-py312.txt" 3.12 pyproject.toml --extra "$flavour" --extra trainer --extra convert \
-        --constraint "requirements/$flavour-py312.txt" "$@"
-done
-for image in operator reward; do
-    compile "image-$image-py312.txt" 3.12 "requirements/image-$image.in" --constraint requirements/cpu-py312.txt "$@"
 done
 compile uv.txt 3.11 requirements/uv.in "$@"
 compile models.txt 3.11 requirements/models.in --no-deps "$@"

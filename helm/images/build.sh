@@ -14,7 +14,7 @@ command -v buildah >/dev/null || { echo "buildah is not installed; on Debian: ap
 version="$($python -c 'import tomllib; print(tomllib.load(open("pyproject.toml", "rb"))["project"]["version"])')"
 
 context=build/images
-rm -rf "$context" && mkdir -p "$context/dist"
+rm -rf "$context" build/lib build/bdist.* && mkdir -p "$context/dist"
 cp -r requirements "$context/"
 $python -W ignore -c 'from setuptools import build_meta; import sys; build_meta.build_wheel(sys.argv[1])' \
     "$PWD/$context/dist" >/dev/null

