@@ -36,6 +36,16 @@ COMMANDS = [
     "data",
     "export",
     "lineage",
+    "buffer",
+    "chaos",
+    "plan",
+    "scale",
+    "submit",
+    "get",
+    "logs",
+    "suspend",
+    "delete",
+    "render",
 ]
 
 
@@ -52,7 +62,7 @@ def test_help_names_commands_and_exit_codes(capsys: pytest.CaptureFixture[str]) 
         main(["--help"])
     shown = capsys.readouterr().out
     assert all(f"    {command} " in shown for command in COMMANDS)
-    assert "130  interrupted; the run can be resumed" in shown
+    assert "130  interrupted" in shown
 
 
 @pytest.mark.parametrize("arguments", [[], ["explode"], ["run"], ["config"], ["promote", "--stag"]])

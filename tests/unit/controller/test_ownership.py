@@ -1,7 +1,8 @@
 """FolderLock: one owner at a time, and none for ever."""
 
-import multiprocessing
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -55,14 +56,16 @@ def test_a_board_without_its_folder_writes_nothing(folder: RunFolder) -> None:
     successor.release()
 
 
-def take_and_die(root: Path) -> None:
-    FolderLock.take(RunFolder(root))
-    os._exit(9)
+TAKE_AND_DIE = """
+import os, pathlib, sys
+from crescendo.common.runfolder import RunFolder
+from crescendo.controller.ownership import FolderLock
+FolderLock.take(RunFolder(pathlib.Path(sys.argv[1])))
+os._exit(9)
+"""
 
 
 def test_a_dead_owner_holds_nothing(folder: RunFolder) -> None:
-    process = multiprocessing.get_context("spawn").Process(target=take_and_die, args=(folder.root,))
-    process.start()
-    process.join(60)
-    assert process.exitcode == 9
+    ran = subprocess.run([sys.executable, "-c", TAKE_AND_DIE, str(folder.root)], timeout=60, check=False)
+    assert ran.returncode == 9
     FolderLock.take(folder).release()

@@ -180,7 +180,7 @@ async def test_engine_that_does_not_start_is_a_start_error() -> None:
 
 def test_unknown_engines_and_folders_without_a_model_are_refused(tmp_path: Path) -> None:
     settings = EngineSettings(model_path="", max_sequence_tokens=8, vocabulary_size=4, eos_token_ids=())
-    with pytest.raises(ConfigError, match="vllm, scripted"):
+    with pytest.raises(ConfigError, match="vllm, reference, scripted"):
         make_engine("sglang", settings)
     with pytest.raises(DataError, match=r"config\.json"):
         EngineSettings.of(ServiceSpec("rollout", "r", "", "run", "", model_path=str(tmp_path)), Config())
