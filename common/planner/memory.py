@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from crescendo.common.planner.shape import Shape
 
-MAX_LOGITS = 1 << 25  # values of a chunk of logits: trainer/megatron/log_probs.py
+MAX_LOGITS = 1 << 25  # values of a chunk of logits on a CPU, and on a GPU: trainer/megatron/log_probs.py
+MAX_LOGITS_ON_GPU = 1 << 27
 TYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 CONTEXT_BYTES = 600 << 20  # of a process that uses CUDA: context, kernels, library workspaces (assumed, not measured)
 
@@ -22,8 +23,8 @@ CONTEXT_BYTES = 600 << 20  # of a process that uses CUDA: context, kernels, libr
 class Training:
     """How a model is trained on one device.
 
-    tokens: of a micro-batch; scored: of them, with a log-probability; fused_norm: PyTorch's kernel for RMSNorm, which
-    it has on GPUs.
+    tokens: of a micro-batch; scored: of them, with a log-probability; on_gpu: with PyTorch's kernel for RMSNorm and
+    larger chunks of logits.
     """
 
     shape: Shape
@@ -31,7 +32,7 @@ class Training:
     tokens: int
     scored: int
     tensor_parallel: int = 1
-    fused_norm: bool = False
+    on_gpu: bool = False
 
     @property
     def item_bytes(self) -> int:
@@ -91,7 +92,7 @@ def norm(training: Training) -> int:
     """What an RMSNorm keeps: input, output, one factor a token; without a fused kernel also the input scaled, and of
     low-precision inputs a float32 copy."""
     e = training.item_bytes
-    apart = 0 if training.fused_norm else e + (4 if training.dtype != "float32" else 0)
+    apart = 0 if training.on_gpu else e + (4 if training.dtype != "float32" else 0)
     return training.tokens * (training.shape.hidden_size * (2 * e + apart) + 4)
 
 
@@ -109,7 +110,7 @@ def head(training: Training) -> int:
     of the output matrix before it is added up.
     """
     rows = -(-training.shape.vocab_size // training.tensor_parallel)
-    at_once = max(1, MAX_LOGITS // rows)
+    at_once = max(1, (MAX_LOGITS_ON_GPU if training.on_gpu else MAX_LOGITS) // rows)
     chunk = min(training.scored, at_once) * rows
     kept = chunk if training.scored <= at_once else 0
     low = 0 if training.dtype == "float32" else training.item_bytes

@@ -109,7 +109,7 @@ class _Stage:
             tokens=tokens,
             scored=stage.max_response_tokens if tokens == self.longest else tokens,
             tensor_parallel=stage.layout.tensor_parallel or config.trainer.tensor_parallel,
-            fused_norm=machine.gpus > 0,
+            on_gpu=machine.gpus > 0,
         )
 
     # Items ------------------------------------------------------------------------------------------------
