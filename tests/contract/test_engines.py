@@ -128,20 +128,24 @@ async def test_repetition_ends_a_response_and_frees_its_slot(driver: RolloutDriv
     assert freed.progress_age_seconds == 0
 
 
-async def test_abort_ends_the_named_trajectory_only(driver: RolloutDriver) -> None:
-    first, second = await driver.open_group(2, iteration=150)
-    await driver.begin(150, max_response_tokens=200)
-    await driver.until(lambda status: status.progress.num_running == 2)
-    aborted = await driver.client.call(
-        driver.client.stub.Abort,
-        rollout_pb2.AbortRequest(fence=driver.fence, trajectory_ids=[first, "unknown"]),
-        timeout_s=10,
-    )
-    await driver.drained()
-    found = {one.trajectory_id: one for one in await driver.trajectories([first, second])}
-    assert aborted.num_aborted == 1
-    assert found[first].finish_reason == common_pb2.FINISH_REASON_ABORTED
-    assert found[second].finish_reason in (common_pb2.FINISH_REASON_STOP, common_pb2.FINISH_REASON_LENGTH)
+async def test_abort_ends_the_named_trajectories_only(driver: RolloutDriver) -> None:
+    # The model of this test has learned nothing and may end any response at once: many run, and groups are tried.
+    for iteration in range(150, 160):
+        samples = await driver.open_group(32, iteration=iteration)
+        named, others = samples[:16], samples[16:]
+        await driver.begin(iteration, max_response_tokens=200)
+        await driver.until(lambda status: status.progress.num_running >= 2 or status.progress.drained)
+        request = rollout_pb2.AbortRequest(fence=driver.fence, trajectory_ids=[*named, "unknown"])
+        aborted = await driver.client.call(driver.client.stub.Abort, request, timeout_s=10)
+        await driver.drained()
+        if aborted.num_aborted:
+            break
+    found = {one.trajectory_id: one for one in await driver.trajectories(samples)}
+    ended = {one for one in samples if found[one].finish_reason == common_pb2.FINISH_REASON_ABORTED}
+    assert aborted.num_aborted == len(ended) >= 1
+    assert ended <= set(named)
+    natural = (common_pb2.FINISH_REASON_STOP, common_pb2.FINISH_REASON_LENGTH)
+    assert all(found[one].finish_reason in natural for one in others)
 
 
 async def test_scores_are_the_log_probs_that_generation_reported(driver: RolloutDriver) -> None:

@@ -145,7 +145,7 @@ def test_an_engine_alone_is_replaced_while_the_others_go_on(tmp_path: Path, livi
     assert life.end() == 0, run.last_words()
     (lost,) = run.events("worker.lost")
     assert lost["facts"]["worker"] == "rollout-1"
-    assert len(run.events("trajectory.given_back")) == 1
+    assert len(run.events("trajectory.given_back")) <= 1  # none, if it died between two trajectories
     assert [event["facts"]["worker"] for event in run.events("worker.replaced")] == ["rollout-1"]
     assert not run.events("run.recovering")
     assert not run.events("batch.retrained")
