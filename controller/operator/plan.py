@@ -130,7 +130,7 @@ def _suspend(observed: Observed, draft: Draft) -> Plan:
         return Plan(calls=(Call("stop"),), events=note, again_s=SOON_S)
     notes = (Note("Warning", "SuspendDeadlineExceeded", "no commit in time; the last one counts"),) if late else ()
     # The number moves on first, so that a lost RayJob is not taken for a failure afterwards.
-    draft.set(attempt=observed.last_number + 1)
+    draft.set(attempt=attempt.number + 1)
     return Plan(delete=_names(observed), events=notes, again_s=SOON_S)
 
 

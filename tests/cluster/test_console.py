@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -62,11 +63,12 @@ def token_of(plane: ControlPlane, name: str, namespace: str, *, role: str) -> st
     return plane.kubectl("create", "token", name, "-n", namespace).strip()
 
 
-def signed_in(url: str, token: str) -> httpx.Client:
-    client = httpx.Client(base_url=url, follow_redirects=True, timeout=30, headers={"origin": url})
-    answer = client.post("/login", data={"token": token})
-    assert answer.status_code in (200, 403)
-    return client
+@contextmanager
+def signed_in(url: str, token: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=url, follow_redirects=True, timeout=30, headers={"origin": url}) as client:
+        answer = client.post("/login", data={"token": token})
+        assert answer.status_code in (200, 403)
+        yield client
 
 
 def test_nobody_looks_without_a_token(console: str) -> None:

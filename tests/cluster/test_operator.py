@@ -237,6 +237,7 @@ async def test_faults_of_the_api_server_delay_but_change_nothing(
         assert job.status().get("failures", 0) == 0
     finally:
         operator.kill()
+        print(dict(proxy.seen), dict(proxy.injected), operator.log[-4000:])
     assert sum(proxy.injected.values()) > 10, proxy.injected
 
 

@@ -126,6 +126,20 @@ def test_suspension_commits_first_and_resumes_with_the_next_number() -> None:
     assert world.status.get("failures", 0) == 0
 
 
+def test_a_rayjob_that_is_slow_to_go_costs_one_number_only() -> None:
+    world = started()
+    world.spec["suspend"] = True
+    going = dict(world.attempts)
+    for _ in range(3):
+        world.reconcile()
+        world.attempts = dict(going)  # its deletion takes a while
+    world.attempts.clear()
+    world.settle(rounds=2)
+    world.spec["suspend"] = False
+    world.reconcile()
+    assert world.created == ["math-1", "math-2"]
+
+
 def test_a_suspension_that_has_begun_ends_even_when_it_is_taken_back() -> None:
     world = started()
     world.spec["suspend"] = True
