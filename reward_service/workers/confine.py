@@ -27,6 +27,7 @@ FIXED_VARIABLES = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
+    "GRPC_ENABLE_FORK_SUPPORT": "0",  # as crescendo/__init__.py has it
 }
 
 _PR_SET_PDEATHSIG = 1
