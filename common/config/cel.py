@@ -7,7 +7,7 @@ the operator checks everything again. Keys are camelCase, as on the wire; defaul
 from dataclasses import dataclass
 from typing import Final
 
-from crescendo.common.config.rl import GateConfig, RepetitionConfig, RlStepConfig, StageConfig
+from crescendo.common.config.rl import RepetitionConfig, RlStepConfig, StageConfig
 from crescendo.common.config.schema import Config, RolloutConfig, StepConfig
 
 
@@ -52,5 +52,4 @@ RULES: Final[dict[type, tuple[CelRule, ...]]] = {
             "windowTokens must hold ngramTokens count times",
         ),
     ),
-    GateConfig: (),
 }

@@ -105,9 +105,8 @@ class KubernetesApi:
 
     async def create(self, manifest: Manifest) -> None:
         """Creates an object; one that is there already is left alone."""
-        resource: Any = _RESOURCES[manifest["kind"]].from_dict(manifest)
         try:
-            await self._do(self._client.create(resource, namespace=manifest["metadata"]["namespace"]))
+            await self.create_new(manifest)
         except ApiFailure as failure:
             if failure.code != 409:
                 raise

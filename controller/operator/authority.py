@@ -14,7 +14,7 @@ from crescendo.common.rpc.guards import PLATFORM
 from crescendo.common.rpc.identity import SERVER_NAME, VARIABLE, Identity
 from crescendo.controller.operator.api import Api
 from crescendo.controller.operator.certificates import KeyPair, due, new_authority, new_leaf
-from crescendo.controller.operator.children.identity import needs_renewal
+from crescendo.controller.operator.children.identity import needs_renewal, secret
 from crescendo.controller.operator.options import Options
 from crescendo.controller.operator.resource import Manifest
 
@@ -73,10 +73,5 @@ def _leaf(authority: KeyPair, role: str, now: datetime, options: Options) -> Key
 
 def _secret(name: str, pair: KeyPair, namespace: str, issuer: KeyPair) -> Manifest:
     data = {"tls.crt": pair.certificate, "tls.key": pair.key, "ca.crt": issuer.certificate}
-    return {
-        "apiVersion": "v1",
-        "kind": "Secret",
-        "metadata": {"name": name, "namespace": namespace, "labels": {"app.kubernetes.io/part-of": "crescendo"}},
-        "type": "kubernetes.io/tls",
-        "data": {key: base64.b64encode(value).decode() for key, value in data.items()},
-    }
+    about = {"name": name, "namespace": namespace, "labels": {"app.kubernetes.io/part-of": "crescendo"}}
+    return secret(about, data, "kubernetes.io/tls")

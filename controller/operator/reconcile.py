@@ -19,7 +19,7 @@ from crescendo.controller.operator.children import (
     fixtures,
     ray_job,
     spec_problems,
-)  # fmt: skip
+)
 from crescendo.controller.operator.children.identity import (
     ROLES,
     buffer_secret,
@@ -27,7 +27,7 @@ from crescendo.controller.operator.children.identity import (
     identity_name,
     identity_secret,
     needs_renewal,
-)  # fmt: skip
+)
 from crescendo.controller.operator.children.pods import claim_name
 from crescendo.controller.operator.events import event_of
 from crescendo.controller.operator.options import Options

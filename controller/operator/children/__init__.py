@@ -4,11 +4,10 @@ from typing import Final
 
 from crescendo.controller.operator.children.capacity import capacity_problems
 from crescendo.controller.operator.children.network import policies
-from crescendo.controller.operator.children.pods import forbidden_patches, labels
+from crescendo.controller.operator.children.pods import forbidden_patches, metadata, selector
 from crescendo.controller.operator.children.rayjob import CONTROLLER_PORT, ray_job
 from crescendo.controller.operator.children.run_file import config_map, problems
 from crescendo.controller.operator.children.storage import STORAGE_ID, buffer_service, buffer_set, volume_claim
-from crescendo.controller.operator.crd import GROUP
 from crescendo.controller.operator.options import Options
 from crescendo.controller.operator.resource import Job, Manifest
 
@@ -46,28 +45,18 @@ def _service_account(job: Job) -> Manifest:
     return {
         "apiVersion": "v1",
         "kind": "ServiceAccount",
-        "metadata": _metadata(job, job.name),
+        "metadata": metadata(job, job.name, "controller"),
         "automountServiceAccountToken": False,
     }
 
 
 def _controller_service(job: Job) -> Manifest:
-    selector = {key: value for key, value in labels(job, "head").items() if key.startswith(GROUP)}
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": _metadata(job, f"{job.name}-controller"),
+        "metadata": metadata(job, f"{job.name}-controller", "controller"),
         "spec": {
-            "selector": selector,
+            "selector": selector(job, "head"),
             "ports": [{"name": "controller", "port": CONTROLLER_PORT, "targetPort": "controller"}],
         },
-    }
-
-
-def _metadata(job: Job, name: str) -> Manifest:
-    return {
-        "name": name,
-        "namespace": job.namespace,
-        "labels": labels(job, "controller"),
-        "ownerReferences": [job.owner()],
     }

@@ -11,7 +11,7 @@ from typing import Final
 
 from crescendo.common.rpc.identity import SERVER_NAME, Identity
 from crescendo.controller.operator.certificates import KeyPair, due, new_leaf
-from crescendo.controller.operator.children.pods import labels
+from crescendo.controller.operator.children.pods import metadata
 from crescendo.controller.operator.children.storage import BUFFER_PORT
 from crescendo.controller.operator.options import Options
 from crescendo.controller.operator.resource import Job, Manifest
@@ -47,7 +47,7 @@ def certificate_request(job: Job, role: str, issuer: str, options: Options) -> M
     return {
         "apiVersion": "cert-manager.io/v1",
         "kind": "Certificate",
-        "metadata": _metadata(job, identity_name(job, role)),
+        "metadata": metadata(job, identity_name(job, role), "identity"),
         "spec": {
             "secretName": identity_name(job, role),
             "uris": [Identity(job.namespace, job.uid, role).uri],
@@ -76,14 +76,10 @@ def _names(job: Job, role: str) -> list[str]:
 
 
 def _secret(job: Job, name: str, data: dict[str, bytes], kind: str) -> Manifest:
+    return secret(metadata(job, name, "identity"), data, kind)
+
+
+def secret(about: Manifest, data: dict[str, bytes], kind: str) -> Manifest:
+    """A Secret. about: its metadata."""
     encoded = {key: base64.b64encode(value).decode() for key, value in data.items()}
-    return {"apiVersion": "v1", "kind": "Secret", "metadata": _metadata(job, name), "type": kind, "data": encoded}
-
-
-def _metadata(job: Job, name: str) -> Manifest:
-    return {
-        "name": name,
-        "namespace": job.namespace,
-        "labels": labels(job, "identity"),
-        "ownerReferences": [job.owner()],
-    }
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": about, "type": kind, "data": encoded}

@@ -7,7 +7,7 @@ enforce these; NOTES.txt and `helm test` say so.
 
 from typing import Any
 
-from crescendo.controller.operator.children.pods import labels
+from crescendo.controller.operator.children.pods import metadata
 from crescendo.controller.operator.children.rayjob import CONTROLLER_PORT
 from crescendo.controller.operator.children.storage import BUFFER_PORT
 from crescendo.controller.operator.options import Options
@@ -24,10 +24,9 @@ def policies(job: Job, options: Options) -> list[Manifest]:
     ray = {"podSelector": _components(job, RAY_COMPONENTS)}
     platform = _from_namespace(options.namespace)
     kuberay = _from_namespace(options.kuberay_namespace)
-    every = {"podSelector": {"matchLabels": {JOB_LABEL: job.name}}}["podSelector"]
     names = {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]}
     return [
-        _policy(job, "deny", every, ingress=[], egress=[names]),
+        _policy(job, "deny", own["podSelector"], ingress=[], egress=[names]),
         _policy(
             job,
             "ray",
@@ -54,12 +53,7 @@ def _policy(job: Job, name: str, pods: Manifest, *, ingress: list[Any], egress: 
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
-        "metadata": {
-            "name": f"{job.name}-{name}",
-            "namespace": job.namespace,
-            "labels": labels(job, "network"),
-            "ownerReferences": [job.owner()],
-        },
+        "metadata": metadata(job, f"{job.name}-{name}", "network"),
         "spec": {"podSelector": pods, "policyTypes": ["Ingress", "Egress"], "ingress": ingress, "egress": egress},
     }
 

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from crescendo.controller.operator.crd import GROUP
 from crescendo.controller.operator.resource import COMPONENT_LABEL, JOB_LABEL, Job, Manifest
 
 RUN_FOLDER_MOUNT: Final = "/var/lib/crescendo"
@@ -19,8 +18,22 @@ def labels(job: Job, component: str) -> dict[str, str]:
     return {
         "app.kubernetes.io/part-of": "crescendo",
         "app.kubernetes.io/managed-by": "crescendo-operator",
-        JOB_LABEL: job.name,
-        COMPONENT_LABEL: component,
+        **selector(job, component),
+    }
+
+
+def selector(job: Job, component: str) -> dict[str, str]:
+    """Those of a component's labels that name it and its job, and nothing that may change."""
+    return {JOB_LABEL: job.name, COMPONENT_LABEL: component}
+
+
+def metadata(job: Job, name: str, component: str) -> Manifest:
+    """Metadata of a child that goes with the job."""
+    return {
+        "name": name,
+        "namespace": job.namespace,
+        "labels": labels(job, component),
+        "ownerReferences": [job.owner()],
     }
 
 
@@ -132,8 +145,7 @@ def _scheduling(job: Job, devices: int) -> Manifest:
 
 def _beside_the_head(job: Job) -> Manifest:
     """A volume that one node mounts is shared by pods of that node only."""
-    selector = {"matchLabels": {key: value for key, value in labels(job, "head").items() if key.startswith(GROUP)}}
-    term = {"labelSelector": selector, "topologyKey": "kubernetes.io/hostname"}
+    term = {"labelSelector": {"matchLabels": selector(job, "head")}, "topologyKey": "kubernetes.io/hostname"}
     return {"requiredDuringSchedulingIgnoredDuringExecution": [term]}
 
 

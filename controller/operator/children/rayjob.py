@@ -5,6 +5,7 @@
 
 from typing import Any, Final
 
+from crescendo.controller.operator.children.identity import identity_name
 from crescendo.controller.operator.children.pods import RUN_FILE_MOUNT, labels, run_pod
 from crescendo.controller.operator.options import Options
 from crescendo.controller.operator.resource import ATTEMPT_LABEL, Job, Manifest
@@ -53,7 +54,7 @@ def _queue_labels(job: Job) -> dict[str, str]:
 
 
 def _cluster(job: Job, options: Options) -> Manifest:
-    head = run_pod(job, "head", image=job.spec["image"], devices=0, identity_secret=f"{job.name}-identity-controller")
+    head = run_pod(job, "head", image=job.spec["image"], devices=0, identity_secret=identity_name(job, "controller"))
     container = head["spec"]["containers"][0]
     container["env"].append({"name": PORT_VARIABLE, "value": str(CONTROLLER_PORT)})
     container["ports"] = [
@@ -83,7 +84,7 @@ def _group(job: Job, name: str, replicas: int) -> Manifest:
     cpus = max(MIN_CPUS, CPUS_A_DEVICE * devices)
     parameters: dict[str, Any] = {"resources": _marker(name), "num-cpus": str(cpus)}
     template = run_pod(
-        job, name, image=job.spec["image"], devices=devices, identity_secret=f"{job.name}-identity-worker"
+        job, name, image=job.spec["image"], devices=devices, identity_secret=identity_name(job, "worker")
     )
     return {
         "groupName": name,
@@ -102,7 +103,7 @@ def _marker(group: str) -> str:
 
 def _submitter(job: Job) -> Manifest:
     template = run_pod(
-        job, "head", image=job.spec["image"], devices=0, identity_secret=f"{job.name}-identity-controller"
+        job, "head", image=job.spec["image"], devices=0, identity_secret=identity_name(job, "controller")
     )
     container = template["spec"]["containers"][0]
     container["name"] = "ray-job-submitter"

@@ -12,7 +12,7 @@ import yaml
 from crescendo.common.config import check_mapping
 from crescendo.common.config.tree import camel_case
 from crescendo.common.errors import ConfigError
-from crescendo.controller.operator.children.pods import BUFFER_PASSWORD_MOUNT, RUN_FOLDER_MOUNT, labels
+from crescendo.controller.operator.children.pods import BUFFER_PASSWORD_MOUNT, RUN_FOLDER_MOUNT, metadata
 from crescendo.controller.operator.children.storage import BUFFER_PORT
 from crescendo.controller.operator.options import Options
 from crescendo.controller.operator.resource import Job, Manifest
@@ -83,12 +83,7 @@ def config_map(job: Job, options: Options) -> Manifest:
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": {
-            "name": f"{job.name}-run",
-            "namespace": job.namespace,
-            "labels": labels(job, "run"),
-            "ownerReferences": [job.owner()],
-        },
+        "metadata": metadata(job, f"{job.name}-run", "run"),
         "data": {"run.yaml": text},
     }
 

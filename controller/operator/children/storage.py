@@ -10,10 +10,12 @@ from typing import Final
 from crescendo.controller.operator.children.pods import (
     claim_name,
     labels,
+    metadata,
     patched,
     resources_of,
     restricted_container,
     restricted_pod,
+    selector,
 )  # fmt: skip
 from crescendo.controller.operator.crd import GROUP
 from crescendo.controller.operator.options import Options
@@ -52,7 +54,7 @@ def buffer_service(job: Job, storage_id: str) -> Manifest:
         "metadata": _metadata(job, f"{job.name}-buffer", "buffer", storage_id),
         "spec": {
             "clusterIP": "None",
-            "selector": {key: value for key, value in labels(job, "buffer").items() if key.startswith(GROUP)},
+            "selector": selector(job, "buffer"),
             "ports": [{"name": "redis", "port": BUFFER_PORT}],
         },
     }
@@ -80,7 +82,7 @@ def buffer_set(job: Job, storage_id: str, options: Options) -> Manifest:
         "spec": {
             "serviceName": f"{job.name}-buffer",
             "replicas": 1,
-            "selector": {"matchLabels": {k: v for k, v in labels(job, "buffer").items() if k.startswith(GROUP)}},
+            "selector": {"matchLabels": selector(job, "buffer")},
             "persistentVolumeClaimRetentionPolicy": {"whenDeleted": retained, "whenScaled": "Retain"},
             "volumeClaimTemplates": [claim],
             "template": template,
@@ -129,12 +131,7 @@ def _retains(job: Job) -> bool:
 
 
 def _metadata(job: Job, name: str, component: str, storage_id: str, *, owned: bool = True) -> Manifest:
-    found: Manifest = {
-        "name": name,
-        "namespace": job.namespace,
-        "labels": labels(job, component),
-        "annotations": {STORAGE_ID: storage_id},
-    }
-    if owned:
-        found["ownerReferences"] = [job.owner()]
+    found = {**metadata(job, name, component), "annotations": {STORAGE_ID: storage_id}}
+    if not owned:
+        del found["ownerReferences"]
     return found
