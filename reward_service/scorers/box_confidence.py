@@ -5,14 +5,8 @@ A box that matches is worth its confidence, one that doesn't 1 - confidence. Mat
 
 from dataclasses import dataclass
 
-from crescendo.reward_service.scorers.base import Outcome, Sample, Scorer, unparsable, unsupported
-from crescendo.reward_service.scorers.boxes import (
-    greedy_matches,
-    read_answer_boxes,
-    read_gold_boxes,
-    without_duplicates,
-)
-from crescendo.reward_service.scorers.structured import NotReadableError
+from crescendo.reward_service.scorers.base import Outcome, Sample, Scorer
+from crescendo.reward_service.scorers.boxes import gold_and_answer, greedy_matches, without_duplicates
 from crescendo.reward_service.typed_options import option
 
 
@@ -26,13 +20,10 @@ class BoxConfidenceOptions:
 
 def score(sample: Sample, options: BoxConfidenceOptions) -> Outcome:
     """Mean over predicted boxes, 0 to 1; without any: 1 where there is nothing to find, else 0."""
-    golds = read_gold_boxes(sample)
-    if golds is None:
-        return unsupported("the gold answer is not a list of boxes")
-    try:
-        boxes = without_duplicates(read_answer_boxes(sample, options.tag))
-    except NotReadableError as error:
-        return unparsable(str(error))
+    read = gold_and_answer(sample, options.tag)
+    if isinstance(read, Outcome):
+        return read
+    golds, boxes = read[0], without_duplicates(read[1])
     if not boxes:
         return Outcome(0.0 if golds else 1.0, detail=f"no boxes, {len(golds)} gold boxes")
     matches = greedy_matches(boxes, golds, options.threshold)

@@ -8,14 +8,8 @@ of box_iou, box_confidence and format.
 from dataclasses import dataclass
 
 from crescendo.proto.v1.common_pb2 import VERDICT_CORRECT, VERDICT_WRONG
-from crescendo.reward_service.scorers.base import Outcome, Sample, Scorer, unparsable, unsupported
-from crescendo.reward_service.scorers.boxes import (
-    greedy_matches,
-    read_answer_boxes,
-    read_gold_boxes,
-    without_duplicates,
-)
-from crescendo.reward_service.scorers.structured import NotReadableError
+from crescendo.reward_service.scorers.base import Outcome, Sample, Scorer
+from crescendo.reward_service.scorers.boxes import gold_and_answer, greedy_matches, without_duplicates
 from crescendo.reward_service.typed_options import option
 
 
@@ -30,13 +24,10 @@ class BoxIouOptions:
 
 def score(sample: Sample, options: BoxIouOptions) -> Outcome:
     """R_IoU, 0 to 1; 1 where there is nothing to find and nothing was named."""
-    golds = read_gold_boxes(sample)
-    if golds is None:
-        return unsupported("the gold answer is not a list of boxes")
-    try:
-        boxes = without_duplicates(read_answer_boxes(sample, options.tag))
-    except NotReadableError as error:
-        return unparsable(str(error))
+    read = gold_and_answer(sample, options.tag)
+    if isinstance(read, Outcome):
+        return read
+    golds, boxes = read[0], without_duplicates(read[1])
     most = max(len(golds), len(boxes))
     matches = greedy_matches(boxes, golds, options.threshold)
     raw = sum(overlap for _, overlap in matches) / most if most else 1.0

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from crescendo.reward_service.scorers.base import Sample
+from crescendo.reward_service.scorers.base import Outcome, Sample, unparsable, unsupported
 from crescendo.reward_service.scorers.structured import NotReadableError, answer_part, read_json
 
 MAX_BOXES = 500
@@ -61,6 +61,17 @@ def read_gold_boxes(sample: Sample) -> list[Box] | None:
         return [box for text in sample.gold_answers for box in boxes_of(read_json(text, python_literals=True))]
     except NotReadableError:
         return None
+
+
+def gold_and_answer(sample: Sample, tag: str) -> tuple[list[Box], list[Box]] | Outcome:
+    """(gold boxes, the answer's boxes) of a detection; the outcome where one of the two cannot be read."""
+    golds = read_gold_boxes(sample)
+    if golds is None:
+        return unsupported("the gold answer is not a list of boxes")
+    try:
+        return golds, read_answer_boxes(sample, tag)
+    except NotReadableError as error:
+        return unparsable(str(error))
 
 
 def boxes_of(value: Any) -> list[Box]:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from crescendo.proto.v1.common_pb2 import VERDICT_CORRECT, VERDICT_WRONG
 from crescendo.reward_service.scorers import coco
-from crescendo.reward_service.scorers.base import Outcome, Sample, Scorer, unparsable, unsupported
-from crescendo.reward_service.scorers.boxes import read_answer_boxes, read_gold_boxes
-from crescendo.reward_service.scorers.structured import NotReadableError
+from crescendo.reward_service.scorers.base import Outcome, Sample, Scorer
+from crescendo.reward_service.scorers.boxes import gold_and_answer
 from crescendo.reward_service.typed_options import option
 
 
@@ -29,13 +28,10 @@ class DetectionMapOptions:
 
 def score(sample: Sample, options: DetectionMapOptions) -> Outcome:
     """mAP with its factor, 0 to 1; 1 where there is nothing to find and nothing was named."""
-    golds = read_gold_boxes(sample)
-    if golds is None:
-        return unsupported("the gold answer is not a list of boxes")
-    try:
-        boxes = read_answer_boxes(sample, options.tag)
-    except NotReadableError as error:
-        return unparsable(str(error))
+    read = gold_and_answer(sample, options.tag)
+    if isinstance(read, Outcome):
+        return read
+    golds, boxes = read
     thresholds = coco.THRESHOLDS if options.thresholds == "coco" else coco.THRESHOLDS[:1]
     raw = coco.mean_average_precision(boxes, golds, thresholds) if golds or boxes else 1.0
     if options.length_penalty and boxes:

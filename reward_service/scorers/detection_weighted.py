@@ -9,9 +9,8 @@ leaves it open: where nothing matches, position and label are 0.
 from dataclasses import dataclass
 
 from crescendo.proto.v1.common_pb2 import VERDICT_CORRECT, VERDICT_WRONG
-from crescendo.reward_service.scorers.base import Outcome, Sample, Scorer, unparsable, unsupported
-from crescendo.reward_service.scorers.boxes import Box, iou, read_answer_boxes, read_gold_boxes
-from crescendo.reward_service.scorers.structured import NotReadableError
+from crescendo.reward_service.scorers.base import Outcome, Sample, Scorer
+from crescendo.reward_service.scorers.boxes import Box, gold_and_answer, iou
 from crescendo.reward_service.typed_options import option
 
 
@@ -29,13 +28,10 @@ class DetectionWeightedOptions:
 
 def score(sample: Sample, options: DetectionWeightedOptions) -> Outcome:
     """The weighted mean of the three parts, 0 to 1; 1 where there is nothing to find and nothing was named."""
-    golds = read_gold_boxes(sample)
-    if golds is None:
-        return unsupported("the gold answer is not a list of boxes")
-    try:
-        boxes = read_answer_boxes(sample, options.tag)
-    except NotReadableError as error:
-        return unparsable(str(error))
+    read = gold_and_answer(sample, options.tag)
+    if isinstance(read, Outcome):
+        return read
+    golds, boxes = read
     if not golds or not boxes:
         raw = float(not golds and not boxes)
         return Outcome(raw, VERDICT_CORRECT if raw else VERDICT_WRONG, f"{len(boxes)} boxes, {len(golds)} gold boxes")
