@@ -9,6 +9,7 @@ ValidationFailed              no: the RLJob cannot run
 DeadlineExceeded              no: activeDeadlineSeconds
 BackoffLimitExceeded          no: too many attempts without progress
 PreRunningDeadlineExceeded    yes
+BufferNotReady                yes: the job's own buffer did not come back after a suspension
 AttemptLost                   yes: the RayJob was deleted or its head was lost
 AttemptFailed                 yes: any other end
 """

@@ -3,6 +3,7 @@
     no attempt -> create <name>-<n>          children first, then the status: a crash between repeats both
     running    -> progress, promotion, scale
     suspend    -> StopRun with a commit -> delete the RayJob -> Suspended      goes through even if flipped back
+               -> buffer to 0 pods; to 1 and ready again before the next attempt
     failed     -> status (failures, next attempt's number and time) -> delete the old RayJob -> create the next one
     ended      -> Complete or Failed, kept for ttlSecondsAfterFinished
 
@@ -17,7 +18,7 @@ from typing import Final
 
 from crescendo.controller.operator import failures
 from crescendo.controller.operator.failures import Failure
-from crescendo.controller.operator.resource import ADOPT_ANNOTATION, Attempt, Manifest, Observed
+from crescendo.controller.operator.resource import ADOPT_ANNOTATION, Attempt, BufferServer, Manifest, Observed
 from crescendo.controller.operator.status import Draft
 
 RESYNC_S: Final = 30.0
@@ -48,12 +49,14 @@ class Note:
 class Plan:
     """What to write, in this order; `status` None leaves the status alone.
 
-    create: number of the attempt whose children are to exist; renew: look after the certificates of one that does;
+    create: number of the attempt whose children are to exist; buffer: pods of the job's own buffer, None as it is;
+    renew: look after the certificates of an attempt that exists;
     scale: devices that the stage wants, or None; delete: names of RayJobs; delete_job: the RLJob itself, its ttl being
     over.
     """
 
     create: int = 0
+    buffer: int | None = None
     renew: bool = False
     scale: int | None = None
     calls: tuple[Call, ...] = ()
@@ -116,7 +119,7 @@ def _suspend(observed: Observed, draft: Draft) -> Plan:
         draft.phase("Suspended", "Suspended")
         draft.set(suspendTime=None, attemptTime=None)
         events = () if job.is_true("Suspended") else (Note("Normal", "Suspended", "devices are free"),)
-        return Plan(events=events)
+        return Plan(events=events, buffer=_to_stop(observed))
     asked = job.time("suspendTime")
     begun = asked or observed.now
     draft.set(suspendTime=begun)
@@ -160,10 +163,28 @@ def _create(observed: Observed, draft: Draft, number: int, stale: tuple[str, ...
         draft.phase("Restarting" if number > 1 else "Pending", observed.job.status.get("reason", "Waiting"))
         wait_s = (due - observed.now).total_seconds() if due is not None else SOON_S
         return Plan(delete=stale, again_s=min(RESYNC_S, max(SOON_S, wait_s)))
-    draft.set(attempt=number, attemptTime=observed.now, nextAttemptTime=None, restarts=number - 1)
+    if observed.buffer is not None and not observed.buffer.ready:
+        return _await_buffer(observed, draft, observed.buffer)
+    draft.set(attempt=number, attemptTime=observed.now, nextAttemptTime=None, bufferTime=None, restarts=number - 1)
     draft.phase("Starting", "AttemptCreated", f"RayJob {observed.job.attempt_name(number)}")
     note = Note("Normal", "AttemptCreated", f"RayJob {observed.job.attempt_name(number)}")
     return Plan(create=number, events=(note,), again_s=SOON_S)
+
+
+def _await_buffer(observed: Observed, draft: Draft, server: BufferServer) -> Plan:
+    """Nothing starts before the server of an earlier attempt serves again."""
+    begun = draft.time("bufferTime") or observed.now
+    if observed.now - begun >= _pre_running(observed):
+        text = f"its server did not answer {int(_pre_running(observed).total_seconds())} s after it was started"
+        return _retry(observed, draft, Failure("BufferNotReady", text, retryable=True))
+    draft.set(bufferTime=begun)
+    draft.phase("Starting", "BufferStarting", "the buffer's server reads its append-only file")
+    return Plan(buffer=None if server.replicas else 1, again_s=SOON_S)
+
+
+def _to_stop(observed: Observed) -> int | None:
+    """A server that nobody uses gives its pod back; its volume keeps the data."""
+    return 0 if observed.buffer is not None and observed.buffer.replicas else None
 
 
 def _watch(observed: Observed, draft: Draft, attempt: Attempt, stale: tuple[str, ...]) -> Plan:
@@ -220,11 +241,15 @@ def _late(observed: Observed, draft: Draft) -> Plan | None:
     if active and draft.running_seconds() >= int(active):
         return _fail(observed, draft, Failure("DeadlineExceeded", f"ran for {active} s", retryable=False))
     begun = draft.time("attemptTime")
-    limit = timedelta(seconds=int(job.spec.get("preRunningDeadlineSeconds", DEFAULT_PRE_RUNNING_S)))
+    limit = _pre_running(observed)
     if begun is not None and not job.is_true("Running") and observed.now - begun >= limit:
         text = f"not running {int(limit.total_seconds())} s after it was created"
         return _retry(observed, draft, Failure("PreRunningDeadlineExceeded", text, retryable=True))
     return None
+
+
+def _pre_running(observed: Observed) -> timedelta:
+    return timedelta(seconds=int(observed.job.spec.get("preRunningDeadlineSeconds", DEFAULT_PRE_RUNNING_S)))
 
 
 # Ends ---------------------------------------------------------------------------------------------------
@@ -244,6 +269,7 @@ def _retry(observed: Observed, draft: Draft, failure: Failure) -> Plan:
         failures=count,
         attempt=observed.last_number + 1,
         attemptTime=None,
+        bufferTime=None,
         nextAttemptTime=observed.now + timedelta(seconds=wait_s),
     )
     draft.phase("Restarting", failure.reason, failure.message)
@@ -276,10 +302,11 @@ def _fail(observed: Observed, draft: Draft, failure: Failure) -> Plan:
 def _finished(observed: Observed) -> Plan:
     ttl, ended = observed.job.spec.get("ttlSecondsAfterFinished"), observed.job.time("completionTime")
     live = tuple(one.name for one in observed.attempts if not (one.failed or one.succeeded or one.deleting))
+    stop = None if live else _to_stop(observed)
     if ttl is None or ended is None:
-        return Plan(delete=live)
+        return Plan(delete=live, buffer=stop)
     left_s = (ended + timedelta(seconds=int(ttl)) - observed.now).total_seconds()
-    return Plan(delete=live, delete_job=left_s <= 0, again_s=min(RESYNC_S, max(SOON_S, left_s)))
+    return Plan(delete=live, buffer=stop, delete_job=left_s <= 0, again_s=min(RESYNC_S, max(SOON_S, left_s)))
 
 
 def _names(observed: Observed) -> tuple[str, ...]:

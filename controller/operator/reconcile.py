@@ -29,11 +29,21 @@ from crescendo.controller.operator.children.identity import (
     needs_renewal,
 )
 from crescendo.controller.operator.children.pods import claim_name
+from crescendo.controller.operator.children.storage import buffer_name
 from crescendo.controller.operator.events import event_of
 from crescendo.controller.operator.options import Options
 from crescendo.controller.operator.plan import RESYNC_S, Plan, plan
 from crescendo.controller.operator.progress import Runs
-from crescendo.controller.operator.resource import JOB_LABEL, KIND, Attempt, Job, Manifest, Observed, Report
+from crescendo.controller.operator.resource import (
+    JOB_LABEL,
+    KIND,
+    Attempt,
+    BufferServer,
+    Job,
+    Manifest,
+    Observed,
+    Report,
+)
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +110,8 @@ class Reconciler:
             problems=() if job.finished else self._problems(job),
         )
         newest = observed.newest
+        if job.finished or newest is None:
+            observed = replace(observed, buffer=await self._buffer(job))
         if job.finished:
             return observed
         storage, buffer = await self._storage_ids(job)
@@ -125,6 +137,13 @@ class Reconciler:
             found.append(str(annotations.get(STORAGE_ID, "")))
         return found[0], found[1]
 
+    async def _buffer(self, job: Job) -> BufferServer | None:
+        body = await self._api.get("StatefulSet", buffer_name(job), job.namespace)
+        # One of an earlier job of this name goes with that job.
+        if body is None or all(owner["uid"] != job.uid for owner in body["metadata"].get("ownerReferences", ())):
+            return None
+        return BufferServer.from_body(body)
+
     async def _pods(self, attempt: Attempt, job: Job) -> tuple[int, int]:
         if not attempt.cluster_name:
             return 0, 0
@@ -148,6 +167,8 @@ class Reconciler:
         if decided.create:
             await self._write_fixtures(job)
             await self._api.apply(ray_job(job, decided.create, self._options))
+        elif decided.buffer:
+            await self._write_fixtures(job)
         elif decided.renew:
             await self._renew(job)
         status = decided.status
@@ -164,6 +185,9 @@ class Reconciler:
             await self._scale(job, decided.scale)
         for name in decided.delete:
             await self._api.delete("RayJob", name, job.namespace)
+        if decided.buffer == 0:
+            operations: list[Manifest] = [{"op": "replace", "path": "/spec/replicas", "value": 0}]
+            await self._api.patch("StatefulSet", buffer_name(job), job.namespace, operations)
         if decided.delete_job:
             await self._api.delete(KIND, job.name, job.namespace)
 

@@ -184,11 +184,27 @@ class Report:
 
 
 @dataclass(frozen=True)
+class BufferServer:
+    """The job's own buffer server: how many pods its StatefulSet wants, and whether they answer."""
+
+    replicas: int
+    ready: bool
+
+    @classmethod
+    def from_body(cls, body: Mapping[str, Any]) -> "BufferServer":
+        """From a StatefulSet as the API server sends it."""
+        wanted = int(body.get("spec", {}).get("replicas", 1))
+        ready = int((body.get("status") or {}).get("readyReplicas", 0))
+        return cls(wanted, ready >= wanted > 0)
+
+
+@dataclass(frozen=True)
 class Observed:
     """Everything that one reconciliation looks at.
 
     pods: (ready, wanted) of the newest attempt's cluster; storage_id, buffer_storage_id: what the run's and the
-    buffer's volume carry, empty where there is none yet; problems: of the spec, beyond what the CRD could refuse.
+    buffer's volume carry, empty where there is none yet; problems: of the spec, beyond what the CRD could refuse;
+    buffer: its own server, looked at only while no attempt uses it.
     """
 
     job: Job
@@ -199,6 +215,7 @@ class Observed:
     buffer_storage_id: str
     now: datetime
     problems: tuple[str, ...] = ()
+    buffer: BufferServer | None = None
 
     @property
     def newest(self) -> Attempt | None:

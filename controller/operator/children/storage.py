@@ -46,12 +46,17 @@ def volume_claim(job: Job, storage_id: str) -> Manifest | None:
     }
 
 
+def buffer_name(job: Job) -> str:
+    """The StatefulSet, the Service and the Secret of the job's own buffer."""
+    return f"{job.name}-buffer"
+
+
 def buffer_service(job: Job, storage_id: str) -> Manifest:
     """The buffer's stable name."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": _metadata(job, f"{job.name}-buffer", "buffer", storage_id),
+        "metadata": _metadata(job, buffer_name(job), "buffer", storage_id),
         "spec": {
             "clusterIP": "None",
             "selector": selector(job, "buffer"),
@@ -78,9 +83,9 @@ def buffer_set(job: Job, storage_id: str, options: Options) -> Manifest:
     return {
         "apiVersion": "apps/v1",
         "kind": "StatefulSet",
-        "metadata": _metadata(job, f"{job.name}-buffer", "buffer", storage_id),
+        "metadata": _metadata(job, buffer_name(job), "buffer", storage_id),
         "spec": {
-            "serviceName": f"{job.name}-buffer",
+            "serviceName": buffer_name(job),
             "replicas": 1,
             "selector": {"matchLabels": selector(job, "buffer")},
             "persistentVolumeClaimRetentionPolicy": {"whenDeleted": retained, "whenScaled": "Retain"},
@@ -120,7 +125,7 @@ def _buffer_pod(job: Job, options: Options) -> Manifest:
             }
         ],
         "volumes": [
-            {"name": "config", "secret": {"secretName": f"{job.name}-buffer", "defaultMode": 0o440}},
+            {"name": "config", "secret": {"secretName": buffer_name(job), "defaultMode": 0o440}},
             {"name": "tmp", "emptyDir": {}},
         ],
     }

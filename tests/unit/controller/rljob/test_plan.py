@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crescendo.controller.operator.plan import plan
+from crescendo.controller.operator.resource import BufferServer
 from tests.unit.controller.rljob.world import REPORT, Crash, World
 
 
@@ -121,7 +122,7 @@ def test_suspension_commits_first_and_resumes_with_the_next_number() -> None:
     world.settle(rounds=2)
     assert (world.phase, world.attempts, world.condition("Suspended")) == ("Suspended", {}, "True")
     world.spec["suspend"] = False
-    world.reconcile()
+    world.settle(rounds=2)
     assert world.created == ["math-1", "math-2"]
     assert world.status.get("failures", 0) == 0
 
@@ -136,7 +137,7 @@ def test_a_rayjob_that_is_slow_to_go_costs_one_number_only() -> None:
     world.attempts.clear()
     world.settle(rounds=2)
     world.spec["suspend"] = False
-    world.reconcile()
+    world.settle(rounds=2)
     assert world.created == ["math-1", "math-2"]
 
 
@@ -171,6 +172,50 @@ def test_a_job_that_does_not_run_yet_is_suspended_at_once(deployment: str) -> No
     world.spec["suspend"] = True
     world.settle(rounds=2)
     assert world.phase == "Suspended"
+
+
+def suspended(**spec: object) -> World:
+    world = started(**spec)
+    world.spec["suspend"] = True
+    world.settle(rounds=4)
+    return world
+
+
+def test_a_suspended_job_gives_its_buffer_back_and_waits_for_it_before_it_goes_on() -> None:
+    world = suspended()
+    assert (world.phase, world.buffer) == ("Suspended", BufferServer(0, False))
+    world.spec["suspend"], world.buffer_comes_up = False, False
+    world.settle(rounds=3, seconds=5)
+    assert (world.status["reason"], world.buffer, world.created) == (
+        "BufferStarting",
+        BufferServer(1, False),
+        ["math-1"],
+    )
+    assert world.writes.count("start buffer") == 1
+    world.buffer = BufferServer(1, True)
+    world.reconcile()
+    assert world.created == ["math-1", "math-2"]
+    assert "bufferTime" not in world.status
+
+
+def test_a_buffer_that_does_not_come_back_counts_as_a_failure() -> None:
+    world = suspended(preRunningDeadlineSeconds=60, backoffLimit=1)
+    world.spec["suspend"], world.buffer_comes_up = False, False
+    world.settle(rounds=4, seconds=20)
+    assert (world.phase, world.status["reason"], world.created) == ("Restarting", "BufferNotReady", ["math-1"])
+    world.settle(rounds=6, seconds=20)
+    assert (world.condition("Failed"), world.status["reason"]) == ("True", "BackoffLimitExceeded")
+
+
+@pytest.mark.parametrize("status", ["SUCCEEDED", "FAILED"])
+def test_a_finished_job_keeps_no_buffer_server(status: str) -> None:
+    world = started(backoffLimit=0)
+    world.kuberay(deployment_status="Complete", job_status=status)
+    world.settle(rounds=2)
+    assert world.buffer == BufferServer(0, False)
+    before = list(world.writes)
+    world.reconcile()
+    assert world.writes == before
 
 
 def test_kueue_holds_back_and_admits_without_a_new_attempt() -> None:
@@ -263,6 +308,8 @@ def test_a_crash_after_any_write_never_makes_a_second_child_and_the_job_still_en
         if world.condition("Complete") == "True":
             break
     assert world.condition("Complete") == "True"
+    world.reconcile()
+    assert world.buffer == BufferServer(0, False)
     before = list(world.writes)
     world.reconcile()
     assert world.writes == before

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from crescendo.controller.operator.plan import Plan, plan
-from crescendo.controller.operator.resource import Attempt, Job, Observed, Report
+from crescendo.controller.operator.resource import Attempt, BufferServer, Job, Observed, Report
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 REPORT = Report("rollout", 3, 10, "8k", 4, 2, "rollout", 60.0, False, "", {"reward": 0.5, "length": 100.0})
@@ -30,6 +30,8 @@ class World:
     writes: list[str] = field(default_factory=list)
     created: list[str] = field(default_factory=list)
     problems: tuple[str, ...] = ()
+    buffer: BufferServer | None = None
+    buffer_comes_up: bool = True
 
     def observed(self) -> Observed:
         """What an operator that starts now would see."""
@@ -42,6 +44,7 @@ class World:
             buffer_storage_id="",
             now=self.now,
             problems=self.problems,
+            buffer=self.buffer,
         )
 
     def reconcile(self) -> Plan:
@@ -50,6 +53,10 @@ class World:
         if decided.create:
             self._write(f"create {decided.create}")
             self._create(decided.create)
+            self.buffer = self.buffer or BufferServer(1, True)
+        elif decided.buffer:
+            self._write("start buffer")
+            self.buffer = BufferServer(1, self.buffer_comes_up)
         for call in decided.calls:
             self._write(call.verb)
             self._call(call.verb, call.stage)
@@ -59,6 +66,9 @@ class World:
         for name in decided.delete:
             self._write(f"delete {name}")
             self.attempts.pop(name, None)
+        if decided.buffer == 0:
+            self._write("stop buffer")
+            self.buffer = BufferServer(0, False)
         if decided.delete_job:
             self._write("delete job")
             self.deleted = True
