@@ -16,6 +16,7 @@ STAMP := $(VENV)/.stamp
 RECIPE ?= recipes/quickstart/recipe.yaml
 ARGS ?=
 TESTS ?=
+WORKERS ?= 2
 SMOLLM2 := models/smollm2-135m-instruct
 
 .DEFAULT_GOAL := help
@@ -26,7 +27,8 @@ help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  Options: PYTHON=python3.12 (which Python makes the environment), GPU=1 (CUDA builds),"
-	@echo "           TESTS=path (make test), ARGS='--set run.seed=1' (make demo), BENCH=name (make bench)"
+	@echo "           TESTS=path or WORKERS=4 (make test: only some, or in more processes), BENCH=name (make bench),"
+	@echo "           ARGS='--set run.seed=1' (make demo)"
 
 demo: setup ## train a tiny reasoning model in three stages on this machine's CPU
 	$(BIN)/crescendo run $(RECIPE) $(ARGS)
@@ -34,7 +36,7 @@ demo: setup ## train a tiny reasoning model in three stages on this machine's CP
 setup: $(STAMP)-project ## create or update the environment (GPU=1: CUDA builds)
 
 test: setup $(SMOLLM2)/config.json ## run every test: the fast ones first, the recipes whole at the end
-	$(BIN)/pytest $(TESTS)
+	$(BIN)/pytest $(or $(TESTS),--numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder)
 
 test-cluster: setup ## run the tests on a real Kubernetes, built from the Go module proxy (needs Go; ten minutes cold)
 	$(BIN)/python -m tests.cluster.kube.build
