@@ -31,6 +31,7 @@ NODE: Final = (
     "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2",
     "github.com/containerd/containerd/v2/cmd/ctr",
     "./dns",
+    "./pause",
 )
 RENAMED: Final = {"server": "etcd", "ray-operator": "kuberay-operator"}
 LIMIT_S: Final = 2400
@@ -40,7 +41,7 @@ ATTEMPTS: Final = 3
 def cache() -> Path:
     """Where built things are kept: a folder named by the pins."""
     digest = hashlib.sha256()
-    for name in ("go.mod", "go.sum", "kuberay/go.mod", "kuberay/go.sum", "dns/main.go"):
+    for name in ("go.mod", "go.sum", "kuberay/go.mod", "kuberay/go.sum", "dns/main.go", "pause/main.go"):
         digest.update((TOOLS / name).read_bytes())
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return base / "crescendo-cluster" / digest.hexdigest()[:12]

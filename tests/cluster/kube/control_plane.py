@@ -29,13 +29,17 @@ KUBERAY = "github.com/ray-project/kuberay/ray-operator"
 class ControlPlane:
     """Everything but nodes. folder: for state and logs, removed at the end."""
 
+    address = "127.0.0.1"
+    api_server_options: tuple[str, ...] = ("--endpoint-reconciler-type=none",)
+    manager_options: tuple[str, ...] = ()
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.processes = Processes(binaries(), folder / "logs")
         self._authority = Authority(folder / "pki")
         self._pki = folder / "pki"
         self.port = free_port()
-        self.server = f"https://127.0.0.1:{self.port}"
+        self.server = f"https://{self.address}:{self.port}"
 
     def start(self) -> None:
         """Starts it and waits until it works."""
@@ -63,17 +67,7 @@ class ControlPlane:
 
     def start_fake_nodes(self, count: int, gpus: int = 8) -> None:
         """Runs the scheduler and kwok, with nodes that claim to have GPUs."""
-        scheduler = self._authority.kubeconfig("scheduler", self.server)
-        self.processes.start(
-            "kube-scheduler",
-            [
-                f"--kubeconfig={scheduler}",
-                "--bind-address=127.0.0.1",
-                f"--secure-port={free_port()}",
-                "--leader-elect=false",
-            ],
-            cwd=self.folder,
-        )
+        self._start_scheduler()
         stages = module_folder("sigs.k8s.io/kwok") / "kustomize/stage"
         texts = [(stages / f"{name}.yaml").read_text() for name in STAGES]
         config = self.folder / "stages.yaml"
@@ -150,7 +144,7 @@ class ControlPlane:
     # Parts ------------------------------------------------------------------------------------------------
 
     def _issue(self) -> None:
-        self._authority.issue("apiserver", "kube-apiserver", addresses=("10.96.0.1",))
+        self._authority.issue("apiserver", "kube-apiserver", addresses=("10.96.0.1", self.address))
         self._authority.issue("admin", "admin", ("system:masters",))
         self._authority.issue("manager", "system:kube-controller-manager")
         self._authority.issue("scheduler", "system:kube-scheduler")
@@ -170,9 +164,9 @@ class ControlPlane:
 
     def _start_api_server(self) -> None:
         arguments = [
-            f"--etcd-servers={self._etcd}", "--bind-address=127.0.0.1", "--advertise-address=127.0.0.1",
+            f"--etcd-servers={self._etcd}", f"--bind-address={self.address}", f"--advertise-address={self.address}",
             f"--secure-port={self.port}", "--service-cluster-ip-range=10.96.0.0/16", "--authorization-mode=Node,RBAC",
-            "--enable-admission-plugins=NodeRestriction", "--endpoint-reconciler-type=none",
+            "--enable-admission-plugins=NodeRestriction", *self.api_server_options,
             f"--client-ca-file={self._authority.certificate}", f"--tls-cert-file={self._pki / 'apiserver.crt'}",
             f"--tls-private-key-file={self._pki / 'apiserver.key'}",
             f"--service-account-key-file={self._pki / 'accounts.pub'}",
@@ -187,8 +181,17 @@ class ControlPlane:
             f"--kubeconfig={manager}", "--bind-address=127.0.0.1", f"--secure-port={free_port()}",
             "--use-service-account-credentials", f"--root-ca-file={self._authority.certificate}",
             f"--service-account-private-key-file={self._pki / 'accounts.key'}", "--leader-elect=false",
+            *self.manager_options,
         ]  # fmt: skip
         self.processes.start("kube-controller-manager", arguments, cwd=self.folder)
+
+    def _start_scheduler(self) -> None:
+        scheduler = self._authority.kubeconfig("scheduler", self.server)
+        arguments = [
+            f"--kubeconfig={scheduler}", "--bind-address=127.0.0.1", f"--secure-port={free_port()}",
+            "--leader-elect=false",
+        ]  # fmt: skip
+        self.processes.start("kube-scheduler", arguments, cwd=self.folder)
 
     def _wait(self, what: str, ready: Any) -> None:
         deadline = time.monotonic() + READY_S

@@ -12,7 +12,8 @@ PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """Run in a child before its program: the kernel then ends it with its parent."""
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -24,10 +25,11 @@ def free_port() -> int:
 
 
 class Processes:
-    """Starts programs from one folder and ends them all, the newest first."""
+    """Starts programs from one folder and ends them all, the newest first. prefix: a command that starts them."""
 
-    def __init__(self, programs: Path, logs: Path) -> None:
+    def __init__(self, programs: Path, logs: Path, prefix: Sequence[str] = ()) -> None:
         self._programs = programs
+        self._prefix = tuple(prefix)
         self._logs = logs
         self._running: list[tuple[str, subprocess.Popen[bytes]]] = []
         logs.mkdir(parents=True, exist_ok=True)
@@ -38,9 +40,9 @@ class Processes:
         """Starts a program; returns its process id."""
         with (self._logs / f"{name}.log").open("ab") as log:
             child = subprocess.Popen(
-                [str(self._programs / name), *arguments],
+                [*self._prefix, str(self._programs / name), *arguments],
                 cwd=cwd, env={**os.environ, **(environment or {})}, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True, preexec_fn=_die_with_parent,
+                start_new_session=True, preexec_fn=die_with_parent,
             )  # fmt: skip
         self._running.append((name, child))
         return child.pid
