@@ -1,58 +1,29 @@
 """`python -m crescendo.controller.operator`: the operator, one a cluster.
 
-kopf watches; everything else is ours: events of RLJobs and of their children make a job due, the queue reconciles it,
-and a resync adds every job every `resync_s`. No finalizers and no annotations: owner references clean up, and the
-status says all. Options come from the environment (options.py); health is at /healthz.
+kopf watches (watch.py); everything else is ours: events of RLJobs and of their children make a job due, the queue
+reconciles it, and a resync adds every job every `resync_s`. No finalizers and no annotations: owner references clean
+up, and the status says all. Options come from the environment (options.py); health is at /healthz.
 """
 
 import asyncio
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
-from typing import Any
-
-import kopf
 
 from crescendo.common.errors import CrescendoError
 from crescendo.controller.operator.api import KubernetesApi
 from crescendo.controller.operator.authority import load_authority, renew_platform
 from crescendo.controller.operator.certificates import KeyPair
-from crescendo.controller.operator.crd import GROUP, PLURAL, VERSION
 from crescendo.controller.operator.options import Options
 from crescendo.controller.operator.progress import ControllerRuns
 from crescendo.controller.operator.queue import WorkQueue
 from crescendo.controller.operator.reconcile import Reconciler
-from crescendo.controller.operator.resource import JOB_LABEL, KIND
+from crescendo.controller.operator.resource import KIND
+from crescendo.controller.operator.watch import Watch
 
 log = logging.getLogger(__name__)
-
-
-def watched(queue: WorkQueue) -> kopf.OperatorRegistry:
-    """kopf's handlers: each event makes a job due."""
-    registry = kopf.OperatorRegistry()
-
-    @kopf.on.startup(registry=registry)
-    def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
-        settings.peering.standalone = True
-        settings.posting.enabled = False
-        settings.watching.server_timeout = 300
-        settings.watching.client_timeout = 330
-
-    @kopf.on.login(registry=registry)
-    def login(**details: Any) -> kopf.ConnectionInfo | None:
-        return kopf.login_with_service_account(**details) or kopf.login_with_kubeconfig(**details)
-
-    @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
-    async def job_changed(namespace: str | None, name: str | None, **_: Any) -> None:
-        queue.add(str(namespace), str(name))
-
-    @kopf.on.event("ray.io", "v1", "rayjobs", labels={JOB_LABEL: kopf.PRESENT}, registry=registry)
-    @kopf.on.event("ray.io", "v1", "rayclusters", labels={JOB_LABEL: kopf.PRESENT}, registry=registry)
-    async def child_changed(namespace: str | None, labels: kopf.Labels, **_: Any) -> None:
-        queue.add(str(namespace), labels[JOB_LABEL])
-
-    return registry
 
 
 async def resync(api: KubernetesApi, queue: WorkQueue, authority: KeyPair, options: Options) -> None:
@@ -72,23 +43,22 @@ async def resync(api: KubernetesApi, queue: WorkQueue, authority: KeyPair, optio
 
 
 async def operate(options: Options) -> None:
-    """Runs until cancelled or until kopf ends."""
+    """Runs until SIGTERM or SIGINT, or until a part of it fails."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
     kubeconfig = os.environ.get("KUBECONFIG")
     api = KubernetesApi(Path(kubeconfig) if kubeconfig else None)
     try:
         authority = await load_authority(api, options)
         await renew_platform(api, authority, options)
-        reconciler = Reconciler(api, ControllerRuns(), options, authority)
-        queue = WorkQueue(reconciler.reconcile)
-        tasks = [asyncio.create_task(queue.run()), asyncio.create_task(resync(api, queue, authority, options))]
-        watching = kopf.operator(
-            registry=watched(queue),
-            namespaces=list(options.watch_namespaces),
-            clusterwide=not options.watch_namespaces,
-            liveness_endpoint=f"http://0.0.0.0:{options.health_port}/healthz" if options.health_port else None,
-        )
-        tasks.append(asyncio.create_task(watching))
+        queue = WorkQueue(Reconciler(api, ControllerRuns(), options, authority).reconcile)
+        watch = Watch(options, lambda namespace, name: loop.call_soon_threadsafe(queue.add, namespace, name))
+        parts = [queue.run(), resync(api, queue, authority, options), stop.wait()]
+        tasks = [asyncio.ensure_future(part) for part in parts]
+        watch.start()
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.to_thread(watch.stop)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,17 +1,18 @@
 """The API server as the operator uses it: plain JSON in and out, server-side apply, typed refusals.
 
 The one file that imports lightkube. Every kind is a generic resource, so that a field which a client library does not
-know yet is neither dropped nor invented. Calls carry a time-out; what fails is an ApiFailure with the status code.
+know yet is neither dropped nor invented. Calls carry a time-out; what passes (an overloaded or restarting server) is
+tried again within it, since every call but `create_new` may be repeated; what fails is an ApiFailure with the status.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import httpx2
 from lightkube import AsyncClient, KubeConfig
-from lightkube.core.exceptions import ApiError
 from lightkube.generic_resource import create_global_resource, create_namespaced_resource
 from lightkube.types import CascadeType, PatchType
 
@@ -21,6 +22,8 @@ from crescendo.controller.operator.resource import KIND, Manifest
 
 FIELD_MANAGER: Final = "crescendo-operator"
 TIMEOUT_S: Final = 20.0
+PAUSES_S: Final = (0.2, 0.5, 1.0, 2.0, 4.0)
+_PASSING: Final = frozenset({0, 429, 500, 502, 503, 504})
 
 _KINDS: Final = {
     KIND: (GROUP, VERSION, PLURAL),
@@ -46,13 +49,14 @@ _ACCESS_REVIEW: Final[Any] = create_global_resource(
 
 
 class ApiFailure(CrescendoError):
-    """The API server refused or could not be reached. code: HTTP status; 0: no answer."""
+    """The API server refused or could not be reached. code: HTTP status; 0: no answer; retry_after_s: its wish."""
 
     retryable = True
 
-    def __init__(self, message: str, code: int) -> None:
+    def __init__(self, message: str, code: int, retry_after_s: float = 0.0) -> None:
         super().__init__(message)
         self.code = code
+        self.retry_after_s = retry_after_s
 
 
 class Api(Protocol):
@@ -77,7 +81,7 @@ class KubernetesApi:
     async def get(self, kind: str, name: str, namespace: str) -> Manifest | None:
         """The object, or None."""
         try:
-            return dict(await self._do(self._client.get(_RESOURCES[kind], name, namespace=namespace)))
+            return dict(await self._do(lambda: self._client.get(_RESOURCES[kind], name, namespace=namespace)))
         except ApiFailure as failure:
             if failure.code == 404:
                 return None
@@ -90,32 +94,36 @@ class KubernetesApi:
             items = self._client.list(_RESOURCES[kind], namespace=namespace, labels=dict(labels), chunk_size=500)
             return [{**item, "kind": kind} async for item in items]
 
-        found: list[Manifest] = await self._do(collect())
+        found: list[Manifest] = await self._do(collect)
         return found
 
     async def apply(self, manifest: Manifest) -> Manifest:
         """Server-side apply: we own the fields that the manifest names, by force."""
         resource: Any = _RESOURCES[manifest["kind"]].from_dict(manifest)
         metadata = manifest["metadata"]
-        call = self._client.patch(
-            type(resource), metadata["name"], resource, namespace=metadata["namespace"],
-            patch_type=PatchType.APPLY, force=True, field_manager=FIELD_MANAGER,
-        )  # fmt: skip
+
+        def call() -> Awaitable[Any]:
+            found: Awaitable[Any] = self._client.patch(
+                type(resource), metadata["name"], resource, namespace=metadata["namespace"],
+                patch_type=PatchType.APPLY, force=True, field_manager=FIELD_MANAGER,
+            )  # fmt: skip
+            return found
+
         return dict(await self._do(call))
 
     async def create(self, manifest: Manifest) -> None:
         """Creates an object; one that is there already is left alone."""
         try:
-            await self.create_new(manifest)
+            await self._do(self._creation(manifest))
         except ApiFailure as failure:
             if failure.code != 409:
                 raise
 
     async def delete(self, kind: str, name: str, namespace: str) -> None:
         """Deletes an object and, in the background, what it owns; one that is gone already is fine."""
-        call = self._client.delete(_RESOURCES[kind], name, namespace=namespace, cascade=CascadeType.BACKGROUND)
+        resource, cascade = _RESOURCES[kind], CascadeType.BACKGROUND
         try:
-            await self._do(call)
+            await self._do(lambda: self._client.delete(resource, name, namespace=namespace, cascade=cascade))
         except ApiFailure as failure:
             if failure.code != 404:
                 raise
@@ -127,24 +135,19 @@ class KubernetesApi:
             {"op": "replace", "path": "/metadata/resourceVersion", "value": version},
             {"op": "add", "path": "/status", "value": status},
         ]
-        resource = _RESOURCES[KIND].Status
-        await self._do(self._client.patch(resource, name, operations, namespace=namespace, patch_type=PatchType.JSON))
+        await self._patch(_RESOURCES[KIND].Status, name, namespace, operations, PatchType.JSON)
 
     async def patch(self, kind: str, name: str, namespace: str, operations: list[Manifest]) -> None:
         """A JSON patch."""
-        call = self._client.patch(_RESOURCES[kind], name, operations, namespace=namespace, patch_type=PatchType.JSON)
-        await self._do(call)
+        await self._patch(_RESOURCES[kind], name, namespace, operations, PatchType.JSON)
 
     async def merge(self, kind: str, name: str, namespace: str, change: Manifest) -> None:
         """A JSON merge patch."""
-        await self._do(
-            self._client.patch(_RESOURCES[kind], name, change, namespace=namespace, patch_type=PatchType.MERGE)
-        )
+        await self._patch(_RESOURCES[kind], name, namespace, change, PatchType.MERGE)
 
     async def create_new(self, manifest: Manifest) -> Manifest:
         """Creates an object and returns it as stored; one that is there already is an ApiFailure with 409."""
-        resource: Any = _RESOURCES[manifest["kind"]].from_dict(manifest)
-        return dict(await self._do(self._client.create(resource, namespace=manifest["metadata"]["namespace"])))
+        return dict(await self._do(self._creation(manifest), repeat=False))
 
     async def log(self, pod: str, namespace: str, *, follow: bool, lines: int) -> AsyncIterator[str]:
         """Lines of a pod's log."""
@@ -160,20 +163,41 @@ class KubernetesApi:
         review = _ACCESS_REVIEW.from_dict(
             {"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "metadata": {}, "spec": spec}
         )
-        answer = await self._do(self._client.create(review))
+        answer = await self._do(lambda: self._client.create(review))
         return bool((answer.get("status") or {}).get("allowed", False))
 
     async def close(self) -> None:
         """Ends the connections."""
         await self._client.close()
 
-    async def _do(self, call: Any) -> Any:
+    def _creation(self, manifest: Manifest) -> Callable[[], Awaitable[Any]]:
+        resource: Any = _RESOURCES[manifest["kind"]].from_dict(manifest)
+        return lambda: self._client.create(resource, namespace=manifest["metadata"]["namespace"])
+
+    async def _patch(self, resource: Any, name: str, namespace: str, change: Any, kind: PatchType) -> None:
+        await self._do(lambda: self._client.patch(resource, name, change, namespace=namespace, patch_type=kind))
+
+    async def _do(self, call: Callable[[], Awaitable[Any]], *, repeat: bool = True) -> Any:
+        """Calls, and again after a pause while what is wrong may pass; all within TIMEOUT_S."""
+        pauses = iter(PAUSES_S if repeat else ())
         try:
-            return await asyncio.wait_for(call, TIMEOUT_S)
-        except ApiError as error:
-            code = error.response.status_code if error.response is not None else int(error.status.code or 0)
-            raise ApiFailure(f"the API server refused: {error}", code) from None
+            async with asyncio.timeout(TIMEOUT_S):
+                while True:
+                    try:
+                        return await call()
+                    except (httpx2.HTTPError, OSError) as error:
+                        failure = _failure(error)
+                        pause_s = next(pauses, None)
+                        if pause_s is None or failure.code not in _PASSING:
+                            raise failure from None
+                    await asyncio.sleep(max(pause_s, failure.retry_after_s) * random.uniform(0.7, 1.3))
         except TimeoutError:
             raise ApiFailure(f"the API server did not answer within {TIMEOUT_S:.0f} s.", 0) from None
-        except (httpx2.HTTPError, OSError) as error:
-            raise ApiFailure(f"the API server cannot be reached: {error}", 0) from None
+
+
+def _failure(error: httpx2.HTTPError | OSError) -> ApiFailure:
+    if not isinstance(error, httpx2.HTTPStatusError):
+        return ApiFailure(f"the API server cannot be reached: {error}", 0)
+    wished = error.response.headers.get("Retry-After", "")
+    wait_s = min(TIMEOUT_S, float(wished)) if wished.isdecimal() else 0.0
+    return ApiFailure(f"the API server refused: {error}", error.response.status_code, wait_s)

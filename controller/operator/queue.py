@@ -1,7 +1,7 @@
 """Which job is looked at next: one at a time each, several at once, again when due.
 
 `add` from an event makes a job due now; a job under work that is added again is looked at once more afterwards. A
-failure is tried again with back-off, per job.
+failure is tried again with back-off, per job, and holds up no other one.
 """
 
 import asyncio
@@ -67,6 +67,9 @@ class WorkQueue:
                 count = self._failures[key] = self._failures.get(key, 0) + 1
                 again_s = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** min(count - 1, 10))
                 log.warning("%s/%s: %s (again in %.0f s)", *key, error, again_s)
+            except Exception:
+                again_s = LONGEST_BACKOFF_S
+                log.exception("%s/%s: the operator's own mistake; other jobs go on (again in %.0f s)", *key, again_s)
             finally:
                 self._busy.discard(key)
             if key in self._again:

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.jobs import JobView, quickstart, volumes
 from tests.cluster.kube.build import build
 from tests.cluster.kube.control_plane import ControlPlane
+from tests.cluster.kube.proxy import Proxy
+from tests.cluster.operator_process import Operator
 
 ROOT = Path(__file__).parents[2]
 CRD = ROOT / "helm/crescendo/files/rljob-crd.yaml"
@@ -52,6 +55,31 @@ def namespace(control_plane: ControlPlane) -> Iterator[str]:
     control_plane.kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
     yield name
     control_plane.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture
+def operator(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> Iterator[Operator]:
+    found = Operator(control_plane.admin, tmp_path, [namespace])
+    found.start()
+    yield found
+    found.kill()
+    print(found.log[-4000:])  # pytest shows it when the test failed
+
+
+@pytest.fixture
+def job(control_plane: ControlPlane, namespace: str) -> JobView:
+    volumes(control_plane, namespace)
+    control_plane.apply(quickstart("math", namespace))
+    return JobView(control_plane, "math", namespace)
+
+
+@pytest.fixture
+def proxy(control_plane: ControlPlane) -> Iterator[Proxy]:
+    found = Proxy(control_plane.server, control_plane.folder / "pki")
+    found.start()
+    yield found
+    found.stop()
+    print({f"{verb} {resource}": count for (verb, resource), count in found.seen.items()}, dict(found.injected))
 
 
 @pytest.fixture

@@ -20,6 +20,26 @@ def quickstart(name: str, namespace: str, **spec: Any) -> Manifest:
     return job
 
 
+def volumes(plane: ControlPlane, namespace: str, names: tuple[str, ...] = ("math",)) -> None:
+    """Volumes for the claims of jobs of these names: nobody provisions any here."""
+    claims = [claim for name in names for claim in (f"{name}-run", f"data-{name}-buffer-0")]
+    items = [
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolume",
+            "metadata": {"name": f"{namespace}-{claim}"},
+            "spec": {
+                "capacity": {"storage": "100Gi"},
+                "accessModes": ["ReadWriteOnce"],
+                "hostPath": {"path": "/nowhere"},
+                "claimRef": {"namespace": namespace, "name": claim},
+            },
+        }
+        for claim in claims
+    ]
+    plane.apply({"apiVersion": "v1", "kind": "List", "items": items})
+
+
 class JobView:
     """One RLJob through kubectl."""
 

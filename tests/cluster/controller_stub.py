@@ -1,0 +1,95 @@
+"""A run's ControllerService for the operator to ask, where pods are fake: answers what a test says, notes the verbs.
+
+With a certificate of the operator's own authority, so that both sides prove who they are. Runs in a thread.
+"""
+
+import asyncio
+import base64
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+
+import grpc
+
+from crescendo.common.rpc import serve
+from crescendo.common.rpc.identity import SERVER_NAME, VARIABLE, Identity
+from crescendo.controller.operator.certificates import KeyPair, new_leaf
+from crescendo.controller.service import SERVICE_NAME
+from crescendo.proto.v1 import controller_pb2 as pb
+from crescendo.proto.v1 import controller_pb2_grpc
+from tests.cluster.kube.control_plane import ControlPlane
+
+Context = grpc.aio.ServicerContext
+
+
+class StubRun(controller_pb2_grpc.ControllerServiceServicer):
+    """status: what it answers; verbs: what it was asked for; commits: whether StopRun stops the run."""
+
+    def __init__(self) -> None:
+        self.status = pb.RunStatus(
+            run_id="stub", phase="rollout", iteration=3, max_iterations=10, stage="short", weight_version=4,
+            committed_iteration=-1, eta_seconds=60, metrics={"reward": 0.5, "length": 100.0},
+        )  # fmt: skip
+        self.verbs: list[str] = []
+        self.commits = True
+
+    async def GetStatus(self, request: pb.GetRunStatusRequest, context: Context) -> pb.GetRunStatusResponse:
+        """The status."""
+        return pb.GetRunStatusResponse(status=self.status)
+
+    async def StopRun(self, request: pb.StopRunRequest, context: Context) -> pb.StopRunResponse:
+        """Stops, unless told not to answer so."""
+        self.verbs.append(f"stop commit={request.commit}")
+        if self.commits:
+            self.status.phase = "stopped"
+        return pb.StopRunResponse()
+
+    async def PromoteStage(self, request: pb.PromoteStageRequest, context: Context) -> pb.PromoteStageResponse:
+        """Enters the stage."""
+        self.verbs.append(f"promote {request.stage}")
+        self.status.stage = request.stage
+        return pb.PromoteStageResponse(stage=request.stage)
+
+
+class StubController:
+    """Serves a StubRun between `start` and `stop`. address: host:port."""
+
+    def __init__(self) -> None:
+        self.run = StubRun()
+        self.address = ""
+        self._loop = asyncio.new_event_loop()
+        self._ended = asyncio.Event()
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),), daemon=True)
+
+    def start(self) -> None:
+        """Serves; CRESCENDO_IDENTITY names the folder of its certificate."""
+        self._thread.start()
+        assert self._ready.wait(20)
+
+    def stop(self) -> None:
+        """Ends it."""
+        self._loop.call_soon_threadsafe(self._ended.set)
+        self._thread.join(20)
+
+    async def _serve(self) -> None:
+        def register(server: grpc.aio.Server) -> None:
+            controller_pb2_grpc.add_ControllerServiceServicer_to_server(self.run, server)
+
+        server = await serve(register, [SERVICE_NAME], roles=frozenset({"operator"}))
+        self.address = server.address
+        self._ready.set()
+        await self._ended.wait()
+        await server.stop(0.1)
+
+
+def write_identity(plane: ControlPlane, folder: Path) -> dict[str, str]:
+    """A controller's certificate from the authority in the cluster, made as the operator makes it; the environment."""
+    data = plane.get("secret", "crescendo-authority", "-n", "crescendo-system")["data"]
+    authority = KeyPair(base64.b64decode(data["tls.crt"]), base64.b64decode(data["tls.key"]))
+    uri = Identity("anywhere", "stub", "controller").uri
+    leaf = new_leaf(authority, uri, [SERVER_NAME], datetime.now(UTC), days=1)
+    folder.mkdir()
+    for name, content in (("tls.crt", leaf.certificate), ("tls.key", leaf.key), ("ca.crt", authority.certificate)):
+        (folder / name).write_bytes(content)
+    return {VARIABLE: str(folder)}
