@@ -5,6 +5,7 @@
 #   BASE    the image that all build on; each Dockerfile names its default
 #   IMAGES  which to build; all four without it
 #   PUSH=1  push them too, to where PREFIX leads
+#   LEAVE_OUT  packages that the run images go without (a pattern of names), for nodes that bring them on a volume
 #   BUILDAH_OPTIONS  `--isolation chroot` inside a container
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -16,6 +17,12 @@ version="$($python -c 'import tomllib; print(tomllib.load(open("pyproject.toml",
 context=build/images
 rm -rf "$context" build/lib build/bdist.* && mkdir -p "$context/dist"
 cp -r requirements "$context/"
+if [ -n "${LEAVE_OUT:-}" ]; then
+    for pins in "$context"/requirements/image-run-*.txt; do
+        $python helm/images/leave_out.py "$LEAVE_OUT" "$pins"
+    done
+fi
+export SOURCE_DATE_EPOCH=315532800 # what has not changed makes the same wheel, and the same layers
 $python -W ignore -c 'from setuptools import build_meta; import sys; build_meta.build_wheel(sys.argv[1])' \
     "$PWD/$context/dist" >/dev/null
 

@@ -5,6 +5,7 @@ folder named by the pins, so that they are built once a machine. About ten minut
 """
 
 import argparse
+import functools
 import hashlib
 import os
 import shutil
@@ -70,8 +71,9 @@ def build(*, node: bool = False) -> None:
         _go_build(package, TOOLS / "kuberay")
 
 
+@functools.cache
 def module_folder(module: str, *, within: str = "") -> Path:
-    """Where the sources of a pinned module lie."""
+    """Where the sources of a pinned module lie; downloads them at first."""
     ran = subprocess.run(
         ["go", "list", "-m", "-f", "{{.Dir}}", module],
         cwd=TOOLS / within, env=_environment(), capture_output=True, text=True, timeout=300, check=True,

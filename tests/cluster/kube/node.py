@@ -82,7 +82,7 @@ class Node(ControlPlane):
         shutil.rmtree(self.folder)
 
     def import_image(self, archive: Path) -> None:
-        """Takes the images of an OCI archive in."""
+        """Takes the images of an archive in."""
         self._ctr("images", "import", str(archive))
 
     def inside(self, *command: str) -> None:
