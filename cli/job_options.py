@@ -9,7 +9,7 @@ Add = Callable[..., argparse.ArgumentParser]
 
 
 def add_job_commands(commands: object, add: Add) -> None:
-    """submit, get, logs, suspend, delete and render; resume and promote take --cluster."""
+    """submit, get, logs, suspend, delete, render and fetch; resume and promote take --cluster."""
     submit = add(
         commands,
         "submit",
@@ -45,6 +45,26 @@ def add_job_commands(commands: object, add: Add) -> None:
     render.add_argument("file", metavar="FILE", help="a run file or an RLJob in YAML")
     render.add_argument("--image", default=f"crescendo/run:{__version__}", help="image of head and workers")
     render.add_argument("--name", default="", help="name of the job; run.name when left out")
+    _add_fetch(commands, add)
+
+
+def _add_fetch(commands: object, add: Add) -> None:
+    fetch = add(
+        commands,
+        "fetch",
+        "fetch:bring",
+        "bring a model or a data set into a folder, once and whole; what a job's pods do first",
+        "crescendo fetch hf://Qwen/Qwen3-0.6B models/qwen",
+        "crescendo fetch s3://bucket/math/train.jsonl data/train --kind dataset",
+        "",
+        "S3 reads AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL; the hub HF_TOKEN and",
+        "HF_ENDPOINT. Exit code 75: the source did not answer well, or the deadline passed; run it again.",
+    )
+    fetch.add_argument("uri", metavar="URI", help="file:///path, s3://bucket/key or hf://owner/name[@revision][/path]")
+    fetch.add_argument("target", metavar="FOLDER", help="where to; its files come to FOLDER/files")
+    fetch.add_argument("--kind", choices=("model", "dataset"), default="model", help="which files are wanted (model)")
+    fetch.add_argument("--deadline", type=float, default=1800.0, metavar="S", help="longest time for all (1800)")
+    fetch.add_argument("--field", default="", metavar="NAME", help="the RLJob's field, for messages")
 
 
 def add_namespace(command: argparse.ArgumentParser) -> None:
