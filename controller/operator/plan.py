@@ -84,6 +84,9 @@ def plan(observed: Observed) -> Plan:
 def _decide(observed: Observed, draft: Draft) -> Plan:
     if observed.problems:
         return _fail(observed, draft, Failure("ValidationFailed", "; ".join(observed.problems), retryable=False))
+    if observed.leaving:
+        draft.phase("Pending", "StorageLeaving", f"{observed.leaving} goes with an earlier job of this name")
+        return Plan(again_s=SOON_S)
     mismatch = _storage_problem(observed)
     if mismatch:
         return _fail(observed, draft, Failure("StorageMismatch", mismatch, retryable=False))

@@ -114,8 +114,8 @@ class Reconciler:
             observed = replace(observed, buffer=await self._buffer(job))
         if job.finished:
             return observed
-        storage, buffer = await self._storage_ids(job)
-        observed = replace(observed, storage_id=storage, buffer_storage_id=buffer)
+        storage, buffer, leaving = await self._storage_ids(job)
+        observed = replace(observed, storage_id=storage, buffer_storage_id=buffer, leaving=leaving)
         if newest is None:
             return observed
         return replace(observed, pods=await self._pods(newest, job), report=await self._report(newest, job))
@@ -129,13 +129,17 @@ class Reconciler:
             self._checked[key] = spec_problems(job, self._options)
         return self._checked[key]
 
-    async def _storage_ids(self, job: Job) -> tuple[str, str]:
-        found = []
+    async def _storage_ids(self, job: Job) -> tuple[str, str, str]:
+        """What volume and buffer carry, and which of them goes with an earlier job of this name."""
+        found, leaving = [], ""
         for name in (claim_name(job), f"data-{job.name}-buffer-0"):
             claim = await self._api.get("PersistentVolumeClaim", name, job.namespace)
-            annotations = ((claim or {}).get("metadata") or {}).get("annotations") or {}
-            found.append(str(annotations.get(STORAGE_ID, "")))
-        return found[0], found[1]
+            about = (claim or {}).get("metadata") or {}
+            carried = str((about.get("annotations") or {}).get(STORAGE_ID, ""))
+            if carried not in ("", job.storage_id) and ("deletionTimestamp" in about or about.get("ownerReferences")):
+                carried, leaving = "", name
+            found.append(carried)
+        return found[0], found[1], leaving
 
     async def _buffer(self, job: Job) -> BufferServer | None:
         body = await self._api.get("StatefulSet", buffer_name(job), job.namespace)

@@ -203,7 +203,8 @@ class Observed:
     """Everything that one reconciliation looks at.
 
     pods: (ready, wanted) of the newest attempt's cluster; storage_id, buffer_storage_id: what the run's and the
-    buffer's volume carry, empty where there is none yet; problems: of the spec, beyond what the CRD could refuse;
+    buffer's volume carry, empty where there is none yet; leaving: the name of one that goes with an earlier job;
+    problems: of the spec, beyond what the CRD could refuse;
     buffer: its own server, looked at only while no attempt uses it.
     """
 
@@ -214,6 +215,7 @@ class Observed:
     storage_id: str
     buffer_storage_id: str
     now: datetime
+    leaving: str = ""
     problems: tuple[str, ...] = ()
     buffer: BufferServer | None = None
 

@@ -269,6 +269,15 @@ def test_a_run_that_cannot_be_is_refused_with_its_problems() -> None:
     assert "steps is empty" in world.status["message"]
 
 
+def test_a_volume_of_an_earlier_job_that_is_going_is_waited_for() -> None:
+    world = World(spec={"run": {}}, leaving="math-run")
+    world.reconcile()
+    assert (world.phase, world.created) == ("Pending", [])
+    world.leaving = ""
+    world.reconcile()
+    assert world.created == ["math-1"]
+
+
 def test_a_finished_job_goes_after_its_ttl() -> None:
     world = started(ttlSecondsAfterFinished=60)
     world.kuberay(deployment_status="Complete", job_status="SUCCEEDED")

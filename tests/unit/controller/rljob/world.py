@@ -30,6 +30,7 @@ class World:
     writes: list[str] = field(default_factory=list)
     created: list[str] = field(default_factory=list)
     problems: tuple[str, ...] = ()
+    leaving: str = ""
     buffer: BufferServer | None = None
     buffer_comes_up: bool = True
 
@@ -44,6 +45,7 @@ class World:
             buffer_storage_id="",
             now=self.now,
             problems=self.problems,
+            leaving=self.leaving,
             buffer=self.buffer,
         )
 
