@@ -60,8 +60,8 @@ class Plan:
     renew: bool = False
     scale: int | None = None
     calls: tuple[Call, ...] = ()
-    status: Manifest | None = None
     events: tuple[Note, ...] = ()
+    status: Manifest | None = None
     delete: tuple[str, ...] = ()
     delete_job: bool = False
     again_s: float = RESYNC_S
@@ -152,7 +152,7 @@ def _run(observed: Observed, draft: Draft) -> Plan:
         if not stale and job.time("attemptTime") is not None and job.attempt == number:
             return _retry(observed, draft, failures.lost(job.attempt_name(number)))
         return _create(observed, draft, number, stale)
-    draft.set(attempt=current.number)
+    draft.set(attempt=current.number, restarts=current.number - 1)
     if job.time("attemptTime") is None:
         draft.set(attemptTime=observed.now, nextAttemptTime=None)
     if current.deleting:

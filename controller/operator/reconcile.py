@@ -180,11 +180,12 @@ class Reconciler:
             taken = await self._runs.call(controller_address(job), call)
             if taken and call.verb == "promote":
                 status = {**(status or dict(job.status)), "promotedTo": call.stage}
-        if status is not None:
-            await self._api.put_status(job.name, job.namespace, version, status)
+        # Before the status: a decision is taken once, and an operator that dies in between is to tell it all the same.
         for note in decided.events:
             log.info("%s/%s: %s: %s", job.namespace, job.name, note.reason, note.message)
             await self._api.create(event_of(job, note, self._clock()))
+        if status is not None:
+            await self._api.put_status(job.name, job.namespace, version, status)
         if decided.scale is not None:
             await self._scale(job, decided.scale)
         for name in decided.delete:
