@@ -3,6 +3,7 @@
 reason                        retried
 InvalidRun                    no: the run file, data or folder is wrong (exit code 2)
 EnvironmentProblem            no: the image or node lacks something (exit code 3)
+FetchFailed                   no: a model or data set is not where its URI says, or may not be read
 Stopped                       no: a person stopped the run (exit code 130)
 StorageMismatch               no: volume and buffer are not a pair
 ValidationFailed              no: the RLJob cannot run
@@ -22,8 +23,9 @@ from crescendo.controller.operator.resource import Attempt
 
 FIRST_BACKOFF_S: Final = 10.0
 LONGEST_BACKOFF_S: Final = 300.0
+BAD_INPUT: Final = 2
 _EXIT_CODE: Final = re.compile(r"exit code:? (\d+)")
-_FINAL_CODES: Final = {2: "InvalidRun", 3: "EnvironmentProblem", 130: "Stopped"}
+_FINAL_CODES: Final = {BAD_INPUT: "InvalidRun", 3: "EnvironmentProblem", 130: "Stopped"}
 
 
 @dataclass(frozen=True)

@@ -209,11 +209,14 @@ def _watch(observed: Observed, draft: Draft, attempt: Attempt, stale: tuple[str,
     ready, wanted = observed.pods
     up = wanted > 0 and ready >= wanted
     draft.condition("ClusterReady", up, "PodsReady" if up else "PodsMissing", f"{ready} of {wanted} pods ready")
-    late = _late(observed, draft)
+    late = _fetch_failure(observed, draft) or _late(observed, draft)
     if late is not None:
         return late
     if attempt.job_status != "RUNNING" or observed.report is None:
-        if not job.is_true("Running"):
+        step = observed.fetch
+        if not job.is_true("Running") and step is not None:
+            draft.phase("Starting", "Fetching", f"{step.name}: {step.message or 'under way'}")
+        elif not job.is_true("Running"):
             draft.phase("Starting", attempt.deployment_status or "Pending", attempt.message)
         return Plan(delete=stale, again_s=SOON_S)
     return replace(_progress(observed, draft), delete=stale)
@@ -236,6 +239,14 @@ def _progress(observed: Observed, draft: Draft) -> Plan:
     if wish and wish != job.status.get("promotedTo", ""):
         calls = (Call("promote", wish),)
     return Plan(calls=calls, scale=report.stage_devices or None, events=events)
+
+
+def _fetch_failure(observed: Observed, draft: Draft) -> Plan | None:
+    """An input that cannot be fetched ends the job; what may pass, the pod tries again by itself."""
+    step = observed.fetch
+    if step is None or step.exit_code != failures.BAD_INPUT:
+        return None
+    return _fail(observed, draft, Failure("FetchFailed", f"{step.name}: {step.message}", retryable=False))
 
 
 def _late(observed: Observed, draft: Draft) -> Plan | None:

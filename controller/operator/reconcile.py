@@ -28,6 +28,7 @@ from crescendo.controller.operator.children.identity import (
     identity_secret,
     needs_renewal,
 )
+from crescendo.controller.operator.children.inputs import fetch_steps
 from crescendo.controller.operator.children.pods import claim_name
 from crescendo.controller.operator.children.storage import buffer_name
 from crescendo.controller.operator.events import event_of
@@ -39,6 +40,7 @@ from crescendo.controller.operator.resource import (
     KIND,
     Attempt,
     BufferServer,
+    FetchStep,
     Job,
     Manifest,
     Observed,
@@ -118,6 +120,7 @@ class Reconciler:
         observed = replace(observed, storage_id=storage, buffer_storage_id=buffer, leaving=leaving)
         if newest is None:
             return observed
+        observed = replace(observed, fetch=await self._fetch(newest, job))
         return replace(observed, pods=await self._pods(newest, job), report=await self._report(newest, job))
 
     def _problems(self, job: Job) -> tuple[str, ...]:
@@ -159,6 +162,14 @@ class Reconciler:
             for condition in status.get("conditions", ())
         )
         return int(status.get("readyWorkerReplicas", 0)) + int(head), wanted
+
+    async def _fetch(self, attempt: Attempt, job: Job) -> FetchStep | None:
+        """Looked at before the run runs only, and only in jobs that fetch."""
+        if job.is_true("Running") or not attempt.cluster_name or not fetch_steps(job)[0]:
+            return None
+        labels = {"ray.io/cluster": attempt.cluster_name, "ray.io/node-type": "head"}
+        steps = [FetchStep.from_pod(pod) for pod in await self._api.find("Pod", job.namespace, labels)]
+        return next(filter(None, steps), None)
 
     async def _report(self, attempt: Attempt, job: Job) -> Report | None:
         if attempt.job_status != "RUNNING":

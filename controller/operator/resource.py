@@ -18,6 +18,7 @@ ATTEMPT_LABEL: Final = f"{GROUP}/attempt"
 JOB_LABEL: Final = f"{GROUP}/job"
 ADOPT_ANNOTATION: Final = f"{GROUP}/adopt-storage"
 COMPONENT_LABEL: Final = f"{GROUP}/component"
+FETCH_STEP: Final = "fetch-"
 Manifest = dict[str, Any]
 
 
@@ -199,6 +200,30 @@ class BufferServer:
 
 
 @dataclass(frozen=True)
+class FetchStep:
+    """The step of the head's pod that fetches an input now, or failed at it. exit_code: of its newest try, 0: none."""
+
+    name: str
+    exit_code: int
+    message: str
+
+    @classmethod
+    def from_pod(cls, body: Mapping[str, Any]) -> "FetchStep | None":
+        """From a pod as the API server sends it; None when none of its steps is under way."""
+        for status in (body.get("status") or {}).get("initContainerStatuses", ()):
+            state = status.get("state") or {}
+            ended = state.get("terminated") or (status.get("lastState") or {}).get("terminated") or {}
+            if not status["name"].startswith(FETCH_STEP) or (state.get("terminated") and not ended.get("exitCode")):
+                continue
+            if "running" in state or ended:
+                # The log's end, made by a tenant's pod: the error, if it says one, in printable characters.
+                said = str(ended.get("message", "")).rpartition("error: ")[2]
+                message = "".join(mark if mark.isprintable() else " " for mark in said).strip()[:1000]
+                return cls(status["name"], int(ended.get("exitCode", 0)), message)
+        return None
+
+
+@dataclass(frozen=True)
 class Observed:
     """Everything that one reconciliation looks at.
 
@@ -218,6 +243,7 @@ class Observed:
     leaving: str = ""
     problems: tuple[str, ...] = ()
     buffer: BufferServer | None = None
+    fetch: FetchStep | None = None
 
     @property
     def newest(self) -> Attempt | None:

@@ -3,6 +3,7 @@
 from typing import Final
 
 from crescendo.controller.operator.children.capacity import capacity_problems
+from crescendo.controller.operator.children.inputs import input_problems
 from crescendo.controller.operator.children.network import policies
 from crescendo.controller.operator.children.pods import forbidden_patches, metadata, selector
 from crescendo.controller.operator.children.rayjob import CONTROLLER_PORT, ray_job
@@ -37,7 +38,8 @@ def spec_problems(job: Job, options: Options) -> tuple[str, ...]:
     shared = (job.spec.get("buffer") or {}).get("mode") == _SHARED
     missing = ["spec.buffer.mode is Shared, but this installation has no shared server (valkey.enabled)"]
     found = missing if shared and not options.shared_buffer_url else []
-    wrong = problems(job, options)
+    unreadable = input_problems(job)
+    wrong = unreadable or problems(job, options)
     return tuple(found + forbidden_patches(job) + (wrong or capacity_problems(job, options)))
 
 

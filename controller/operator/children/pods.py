@@ -67,8 +67,19 @@ def resources_of(job: Job, component: str, devices: int = 0) -> Manifest:
     return {"requests": amounts, "limits": dict(amounts)}
 
 
-def run_pod(job: Job, component: str, *, image: str, devices: int, identity_secret: str) -> Manifest:
-    """The pod template of head or worker. devices: GPUs; 0 hides every GPU of the node."""
+def run_pod(
+    job: Job,
+    component: str,
+    *,
+    image: str,
+    devices: int,
+    identity_secret: str,
+    steps: tuple[Sequence[Manifest], Sequence[Manifest]] = ((), ()),
+) -> Manifest:
+    """The pod template of head or worker.
+
+    devices: GPUs; 0 hides every GPU of the node; steps: init containers, and the volumes that they need besides.
+    """
     spec = job.spec
     environment = [
         {"name": "HOME", "value": "/tmp"},
@@ -114,6 +125,9 @@ def run_pod(job: Job, component: str, *, image: str, devices: int, identity_secr
         _mount_buffer_password(pod, job)
     if spec.get("imagePullSecrets"):
         pod["imagePullSecrets"] = list(spec["imagePullSecrets"])
+    if steps[0]:
+        pod["initContainers"] = list(steps[0])
+        pod["volumes"] += steps[1]
     if component != "head":
         pod |= _scheduling(job, devices)
     template = {"metadata": {"labels": labels(job, component)}, "spec": pod}

@@ -6,6 +6,7 @@
 from typing import Any, Final
 
 from crescendo.controller.operator.children.identity import identity_name
+from crescendo.controller.operator.children.inputs import fetch_steps
 from crescendo.controller.operator.children.pods import RUN_FILE_MOUNT, labels, run_pod
 from crescendo.controller.operator.options import Options
 from crescendo.controller.operator.resource import ATTEMPT_LABEL, Job, Manifest
@@ -54,7 +55,8 @@ def _queue_labels(job: Job) -> dict[str, str]:
 
 
 def _cluster(job: Job, options: Options) -> Manifest:
-    head = run_pod(job, "head", image=job.spec["image"], devices=0, identity_secret=identity_name(job, "controller"))
+    secret = identity_name(job, "controller")
+    head = run_pod(job, "head", image=job.spec["image"], devices=0, identity_secret=secret, steps=fetch_steps(job))
     container = head["spec"]["containers"][0]
     container["env"].append({"name": PORT_VARIABLE, "value": str(CONTROLLER_PORT)})
     container["ports"] = [

@@ -5,19 +5,18 @@ The buffer's password is not in it: the URL names the file that the password's S
 
 import copy
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 import yaml
 
 from crescendo.common.config import check_mapping
 from crescendo.common.config.tree import camel_case
 from crescendo.common.errors import ConfigError
+from crescendo.controller.operator.children.inputs import inputs
 from crescendo.controller.operator.children.pods import BUFFER_PASSWORD_MOUNT, RUN_FOLDER_MOUNT, metadata
 from crescendo.controller.operator.children.storage import BUFFER_PORT
 from crescendo.controller.operator.options import Options
 from crescendo.controller.operator.resource import Job, Manifest
-
-CACHE: Final = f"{RUN_FOLDER_MOUNT}/cache"
 
 
 def run_file(job: Job, options: Options) -> Manifest:
@@ -31,8 +30,8 @@ def run_file(job: Job, options: Options) -> Manifest:
         run["rewardService"] = {**run.get("rewardService", {}), "address": options.reward_address}
     if _pods(job) > 1 and run.get("trainer", {}).get("weightChannel", "shm") == "shm":
         run["trainer"] = {**run.get("trainer", {}), "weightChannel": "tcp"}  # pods share no memory
-    for path, source in sources(job):
-        _set(run, path, source)
+    for one in inputs(job):
+        _set(run, one.run_path, one.value)
     return run
 
 
@@ -42,17 +41,6 @@ def buffer_url(job: Job, options: Options) -> str:
         return options.shared_buffer_url
     host = f"{job.name}-buffer.{job.namespace}.svc"
     return f"redis://{host}:{BUFFER_PORT}/0?password_file={BUFFER_PASSWORD_MOUNT}/password"
-
-
-def sources(job: Job) -> list[tuple[str, str]]:
-    """Paths of the run file that name fetched inputs, with where the fetch step puts them."""
-    found = []
-    if job.spec.get("model"):
-        found.append(("model.source", f"{CACHE}/model"))
-    for name in ("train", "validation"):
-        if (job.spec.get("datasets") or {}).get(name):
-            found.append((f"data.{name}.path", f"{CACHE}/{name}"))
-    return found
 
 
 def _pods(job: Job) -> int:

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from crescendo.controller.operator.plan import Plan, plan
-from crescendo.controller.operator.resource import Attempt, BufferServer, Job, Observed, Report
+from crescendo.controller.operator.resource import Attempt, BufferServer, FetchStep, Job, Observed, Report
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 REPORT = Report("rollout", 3, 10, "8k", 4, 2, "rollout", 60.0, False, "", {"reward": 0.5, "length": 100.0})
@@ -33,6 +33,7 @@ class World:
     leaving: str = ""
     buffer: BufferServer | None = None
     buffer_comes_up: bool = True
+    fetch: FetchStep | None = None
 
     def observed(self) -> Observed:
         """What an operator that starts now would see."""
@@ -47,6 +48,7 @@ class World:
             problems=self.problems,
             leaving=self.leaving,
             buffer=self.buffer,
+            fetch=self.fetch,
         )
 
     def reconcile(self) -> Plan:
