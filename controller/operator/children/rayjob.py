@@ -20,6 +20,8 @@ ENTRYPOINT: Final = f"crescendo run {RUN_FILE_MOUNT}/run.yaml --resume --take-ov
 # Trainer and engine of a device share its cores by lease, not by Ray's count.
 CPUS_A_DEVICE: Final = 4
 MIN_CPUS: Final = 16
+# Nothing of ours travels by Ray's object store, which would take a third of a pod's memory; this is about its least.
+OBJECT_STORE: Final = str(100 * 2**20)
 KEPT_AFTER_END_S: Final = 60
 
 
@@ -68,7 +70,10 @@ def _cluster(job: Job, options: Options) -> Manifest:
     return {
         "rayVersion": options.ray_version,
         "authOptions": {"mode": "token"},
-        "headGroupSpec": {"rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"}, "template": head},
+        "headGroupSpec": {
+            "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0", "object-store-memory": OBJECT_STORE},
+            "template": head,
+        },
         "workerGroupSpecs": _groups(job),
     }
 
@@ -84,7 +89,11 @@ def _groups(job: Job) -> list[Manifest]:
 def _group(job: Job, name: str, replicas: int) -> Manifest:
     devices = int(job.placement.get("devicesPerNode", 0))
     cpus = max(MIN_CPUS, CPUS_A_DEVICE * devices)
-    parameters: dict[str, Any] = {"resources": _marker(name), "num-cpus": str(cpus)}
+    parameters: dict[str, Any] = {
+        "resources": _marker(name),
+        "num-cpus": str(cpus),
+        "object-store-memory": OBJECT_STORE,
+    }
     template = run_pod(
         job, name, image=job.spec["image"], devices=devices, identity_secret=identity_name(job, "worker")
     )
