@@ -5,6 +5,8 @@ resource version that was read, so that two operators, or one that lags, cannot 
 be written again: names are fixed, applies are whole, deletions of what is gone are fine.
 """
 
+import hashlib
+import json
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -51,6 +53,10 @@ log = logging.getLogger(__name__)
 
 CONFLICT: Final = 409
 KEPT_CHECKS: Final = 5000
+STEERING: Final = (
+    "suspend", "promoteTo", "backoffLimit", "ttlSecondsAfterFinished",
+    "activeDeadlineSeconds", "preRunningDeadlineSeconds", "suspendDeadlineSeconds",
+)  # fmt: skip
 
 
 class Reconciler:
@@ -69,7 +75,7 @@ class Reconciler:
         self._options = options
         self._authority = authority
         self._clock = clock
-        self._checked: dict[tuple[str, int], tuple[str, ...]] = {}
+        self._checked: dict[bytes, tuple[str, ...]] = {}
 
     async def reconcile(self, namespace: str, name: str) -> float:
         """One round; returns seconds until the next one is due. Raises ApiFailure."""
@@ -124,8 +130,9 @@ class Reconciler:
         return replace(observed, pods=await self._pods(newest, job), report=await self._report(newest, job))
 
     def _problems(self, job: Job) -> tuple[str, ...]:
-        """Checked once a generation: it takes a quarter of a second."""
-        key = (job.uid, job.generation)
+        """Checked once for what a run is made of, since it takes half a second; not again for what steers it."""
+        made_of = {name: value for name, value in job.spec.items() if name not in STEERING}
+        key = hashlib.sha256(json.dumps([job.namespace, made_of], sort_keys=True).encode()).digest()
         if key not in self._checked:
             if len(self._checked) >= KEPT_CHECKS:
                 self._checked.clear()
