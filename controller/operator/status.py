@@ -94,6 +94,8 @@ class Draft:
             self.condition("Checkpointed", True, "Committed", f"iteration {report.committed_iteration}")
             self.set(failures=0)
         fresh = _progress(report)
+        for figure in ("reward", "responseLength"):  # a row of validation has no reward, and says nothing against it
+            fresh[figure] = fresh[figure] or shown.get(figure, "")
         if fresh != {key: value for key, value in shown.items() if key != "lastUpdatedTime"}:
             self.set(progress={**fresh, "lastUpdatedTime": format_time(self._now)})
 
@@ -105,10 +107,11 @@ class Draft:
 
 def _progress(report: Report) -> Manifest:
     metrics = report.metrics
+    total = max(report.iteration, report.total_iterations)  # an iteration that completes no group counts for no stage
     return {
         "iteration": report.iteration,
-        "totalIterations": report.total_iterations,
-        "summary": f"{report.iteration}/{report.total_iterations}",
+        "totalIterations": total,
+        "summary": f"{report.iteration}/{total}",
         "stage": report.stage,
         "runPhase": report.phase,
         "reward": _text(metrics.get("reward")),
