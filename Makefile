@@ -39,7 +39,7 @@ test: setup $(SMOLLM2)/config.json ## run every test: the fast ones first, the r
 	$(BIN)/pytest $(or $(TESTS),--numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder)
 
 test-cluster: setup ## run the tests on a real Kubernetes, built from the Go module proxy (needs Go; ten minutes cold)
-	$(BIN)/python -m tests.cluster.kube.build
+	$(BIN)/python -m tests.cluster.kube.build node
 	$(BIN)/pytest tests/cluster
 
 test-unit: setup ## run the unit and contract tests
