@@ -4,7 +4,7 @@ Both sides compute the digest of each tensor where its bytes lie (xxh3-64: fast,
 guards against mistakes, not against an attacker).
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from crescendo.proto.v1 import common_pb2
 
 ALIGNMENT = 64  # bytes; tensors start on cache lines
 SHM_FOLDER = Path("/dev/shm")
+DIGEST_WORDS = 8 << 20  # 64 MiB at a time: intermediate values take a few times as much
 _MULTIPLIER = -7046029254386353131  # 2^64 / golden ratio, odd, as int64 (Knuth, multiplicative hashing)
+_64_BITS = (1 << 64) - 1
 
 
 def tensor_digest(data: memoryview | bytes) -> int:
@@ -39,7 +41,14 @@ def word_digest(words: Any, positions: Any) -> int:
     """
     mixed = (words ^ (words >> 32)) * _MULTIPLIER
     mixed = (mixed ^ (mixed >> 29)) * (positions * 2 + 1)
-    return int(mixed.sum()) & 0xFFFFFFFFFFFFFFFF
+    return int(mixed.sum()) & _64_BITS
+
+
+def long_word_digest(words: Any, arange: Callable[[int, int], Any]) -> int:
+    """word_digest of any number of words, a bounded stretch at a time. arange: int64 numbers on the words' device."""
+    starts = range(0, len(words), DIGEST_WORDS)
+    parts = ((start, words[start : start + DIGEST_WORDS]) for start in starts)
+    return sum(word_digest(part, arange(start + 1, start + 1 + len(part))) for start, part in parts) & _64_BITS
 
 
 def aligned(num_bytes: int) -> int:

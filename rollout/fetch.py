@@ -24,9 +24,9 @@ from crescendo.common.errors import CrescendoError, DeadlineError, EnvironmentPr
 from crescendo.common.rpc.wire import Deadline, Wire, connect, raise_error
 from crescendo.common.weights import SHM_FOLDER
 from crescendo.proto.v1 import common_pb2, weights_pb2
+from crescendo.rollout.engine.shards import STREAMED_CHANNELS
 
 FETCHED_CHANNELS = ("tcp",)
-STREAMED_CHANNELS = ("ipc",)  # by the engine itself: rollout/engine/buckets.py
 BUCKET_BYTES = 32 << 20
 CONNECTIONS = 2  # so that one request is on its way while the other's bytes come
 RETRIES = 5  # connections in a row that brought nothing

@@ -11,6 +11,7 @@ waits for, yet works the same, and the accounts of it are what tests check.
 """
 
 import resource
+import threading
 import time
 from collections.abc import Sequence
 
@@ -38,6 +39,23 @@ class Device:
         self._method = ""
         self._away: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._peak_bytes = 0
+        self._weights: set[int] = set()
+        self.still = threading.RLock()  # held by whoever reads weights in another thread: they do not move meanwhile
+
+    def manage(self, weights: Sequence[torch.Tensor]) -> None:
+        """Says which tensors the model's weights are."""
+        self._weights = {_storage(weight) for weight in weights}
+
+    def owns(self, tensor: torch.Tensor) -> bool:
+        """Whether it is a view of a weight."""
+        return _storage(tensor) in self._weights
+
+    def find(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A weight's values, or a view's of one: where they are, or while they are away their copy on the host."""
+        for buffer, host in self._away.values():
+            if _storage(buffer) == _storage(tensor):
+                return host.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+        return tensor
 
     @property
     def state(self) -> common_pb2.DeviceState.ValueType:
@@ -67,6 +85,12 @@ class Device:
         buffers: all that is held; weights: those of them that offload_state keeps. Raises RequestError for a method
         that there is not.
         """
+        with self.still:
+            return self._release(method, buffers, weights)
+
+    def _release(
+        self, method: str, buffers: Sequence[torch.Tensor], weights: Sequence[torch.Tensor]
+    ) -> common_pb2.DeviceReport:
         began = time.perf_counter()
         wanted = method or ("idle" if self._device.type == "cpu" else "offload")
         if wanted not in METHODS:
@@ -81,12 +105,13 @@ class Device:
     def acquire(self) -> common_pb2.DeviceReport:
         """Takes the device again; repeating it changes nothing."""
         began = time.perf_counter()
-        for buffer, host in self._away.values():
-            buffer.untyped_storage().resize_(_num_bytes(host))
-            buffer.copy_(host, non_blocking=True)
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        self._away.clear()
+        with self.still:
+            for buffer, host in self._away.values():
+                buffer.untyped_storage().resize_(_num_bytes(host))
+                buffer.copy_(host, non_blocking=True)
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+            self._away.clear()
         self._method = ""
         return self.report(time.perf_counter() - began)
 
@@ -128,6 +153,11 @@ class Device:
 
 def _address(buffer: torch.Tensor) -> int:
     return buffer.untyped_storage().data_ptr()
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    """What stays the same while the storage is emptied and filled again."""
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _num_bytes(host: torch.Tensor) -> int:

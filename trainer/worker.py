@@ -108,6 +108,7 @@ class TrainerWorker:
         self._loaded = None  # frees the old one first
         model = PolicyModel.from_folder(source, self._dtype(), self.at, self.settings.recompute)
         self._loaded = Loaded(model, source, distributed=self.settings.distributed_optimizer)
+        self.device.manage(list(model.parameters.values()))
         self.weight_version = request.weight_version
         return trainer_pb2.LoadModelResponse(
             num_parameters=self.num_parameters, architecture=self._loaded.model.architecture.name
@@ -214,6 +215,7 @@ class TrainerWorker:
                 run_folder=Path(self.spec.run_folder),
                 threads=threads,
                 token=self.spec.token,
+                home=self.device,
             )
         return self._channels[name]
 

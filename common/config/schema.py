@@ -209,8 +209,9 @@ class TrainerConfig:
     max_tokens_per_micro_batch: int = setting(8192, "padded or packed tokens in one forward pass", at_least=1)
     weight_channel: str = setting(
         "shm",
-        "how weights travel: shm and ipc (GPU to GPU) within a machine, tcp between machines, disk by a shared volume",
-        choices=("shm", "tcp", "disk", "ipc"),
+        "how weights travel: shm and ipc (GPU to GPU) within a machine, nccl (GPU to GPU, unencrypted) and tcp between "
+        "machines, disk by a shared volume",
+        choices=("shm", "tcp", "disk", "ipc", "nccl"),
     )
 
     @property

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import torch
 
 from crescendo.proto.v1 import common_pb2
-from crescendo.rollout.engine.buckets import STREAMED_CHANNELS, BucketStream
-from crescendo.rollout.engine.shards import map_shards, tensor_bytes
+from crescendo.rollout.engine.buckets import BucketStream
+from crescendo.rollout.engine.shards import STREAMED_CHANNELS, map_shards, tensor_bytes
 
 
 class Arriving:

@@ -93,8 +93,8 @@ class Engine(Protocol):
     def load_weights(self, manifest: common_pb2.WeightManifest) -> list[int] | None:
         """Loads one version in place and forgets every cached key and value.
 
-        Returns digests of the bytes that came, in the manifest's order, where the engine itself took them (ipc); None
-        where they lie in files that others can read.
+        Returns digests of the bytes that came, in the manifest's order, where the engine itself took them (ipc, nccl);
+        None where they lie in files that others can read.
 
         What runs is aborted. Raises RequestError when the manifest does not fit the model and
         WeightMismatchError when it leaves parameters out; the weights are undefined then, until a load succeeds.

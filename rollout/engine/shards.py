@@ -19,7 +19,8 @@ from crescendo.common.weights import SHM_FOLDER
 from crescendo.proto.v1 import common_pb2
 
 FILE_CHANNELS = ("shm", "disk")
-READ_CHANNELS = (*FILE_CHANNELS, "ipc")  # the last by buckets.py
+STREAMED_CHANNELS = ("ipc", "nccl")  # by the engine itself: buckets.py
+READ_CHANNELS = (*FILE_CHANNELS, *STREAMED_CHANNELS)
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 

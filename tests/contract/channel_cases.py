@@ -1,6 +1,7 @@
 """What the tests of the weight channels share: tensors, both ends of a channel, and an engine's end as a process."""
 
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,11 +84,21 @@ def take(
             node.close()
 
 
+def begin_and_stay(manifest: common_pb2.WeightManifest, run: str) -> None:
+    """Takes the first tensor that streams in, says so, and stays without taking another."""
+    stream = Arriving(NodeCopy(run, TOKEN).localize(manifest, FENCE, 20.0), torch.device("cpu")).tensors()
+    print(next(stream)[0], flush=True)
+    time.sleep(60)
+
+
 def main() -> None:
     """An engine's end as a process: reads a manifest's file, fetches it, prints the digest of the version."""
     manifest = common_pb2.WeightManifest.FromString(Path(sys.argv[1]).read_bytes())
+    if sys.argv[3:] == ["stay"]:
+        return begin_and_stay(manifest, sys.argv[2])
     taken = take(manifest, run=sys.argv[2])
     print(f"{manifest_digest(manifest.tensors, taken.digests):016x}", flush=True)
+    return None
 
 
 if __name__ == "__main__":

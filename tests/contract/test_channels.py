@@ -16,13 +16,19 @@ from crescendo.common.rpc.wire import Deadline, Wire
 from crescendo.common.weights import SHM_FOLDER, manifest_digest, stale_shm_files, word_digest
 from crescendo.proto.v1 import common_pb2, weights_pb2
 from crescendo.rollout import fetch
+from crescendo.rollout.engine.shards import STREAMED_CHANNELS
 from crescendo.rollout.fetch import NodeCopy
-from crescendo.trainer.channels import NAMES, WeightChannel, ipc, open_channel
-from crescendo.trainer.channels.ipc import TransferBuffer
+from crescendo.trainer.channels import NAMES, WeightChannel, open_channel, rounds, transfer
+from crescendo.trainer.channels.transfer import TransferBuffer
 from crescendo.trainer.megatron.weights import Exported
 from tests.contract.channel_cases import FENCE, RUN, TOKEN, publish, take, tensors
 
 SERVED = ("tcp",)
+
+
+@pytest.fixture(autouse=True)
+def _short_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "WINDOW_S", 0.1)
 
 
 @contextlib.contextmanager
@@ -68,12 +74,12 @@ def test_a_corrupted_byte_shows(channel: WeightChannel, monkeypatch: pytest.Monk
                 target[77] ^= 1
 
         monkeypatch.setattr(Wire, "receive_parts", damaged)
-    elif channel.name == "ipc":
+    elif channel.name in STREAMED_CHANNELS:
         fill = TransferBuffer.fill
 
         def spoilt(self: TransferBuffer, given: list[torch.Tensor]) -> list[int]:
             offsets = fill(self, given)
-            self._bytes[77] ^= 1
+            self.bytes[77] ^= 1
             return offsets
 
         monkeypatch.setattr(TransferBuffer, "fill", spoilt)
@@ -256,10 +262,13 @@ def test_bytes_outside_the_version_are_refused(served: WeightChannel) -> None:
         take(manifest)
 
 
-def test_ipc_holds_one_bucket_however_large_the_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ipc, "BUCKET_BYTES", 4096)
+@pytest.mark.parametrize("name", STREAMED_CHANNELS)
+def test_one_bucket_is_held_however_large_the_version(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "BUCKET_BYTES", 4096)
     given = [Exported(f"t{n}", (256,), torch.full((256,), float(n))) for n in range(100)]
-    with opened("ipc", tmp_path) as channel:
+    with opened(name, tmp_path) as channel:
         manifest = publish(channel, 1, given)
         taken = take(manifest)
         assert taken.equals(given)
@@ -268,9 +277,10 @@ def test_ipc_holds_one_bucket_however_large_the_version(tmp_path: Path, monkeypa
         assert [path.stat().st_size for path in files if "bucket" in path.name] == [4096]
 
 
-def test_ipc_refuses_when_the_trainer_has_let_go(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", STREAMED_CHANNELS)
+def test_it_is_refused_when_the_weights_are_nowhere(name: str, tmp_path: Path) -> None:
     given = tensors(1)
-    with opened("ipc", tmp_path) as channel:
+    with opened(name, tmp_path) as channel:
         manifest = publish(channel, 1, given)
         given[0].data.untyped_storage().resize_(0)
         with pytest.raises(RequestError, match="let go"):

@@ -123,20 +123,20 @@ class BucketOrder(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     DEVICE_FIELD_NUMBER: _builtins.int
-    RENDEZVOUS_FIELD_NUMBER: _builtins.int
+    TAKEN_FIELD_NUMBER: _builtins.int
     device: _builtins.str
     """"cpu", or the UUID of the GPU that the buckets are for"""
-    rendezvous: _builtins.str
-    """nccl: host:port of the pair's store, on the engine's side"""
+    taken: _builtins.int
+    """nccl: tensors of the manifest, from its first, that came in a broken round"""
     def __init__(
         self,
         *,
         device: _builtins.str = ...,
-        rendezvous: _builtins.str = ...,
+        taken: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "rendezvous", b"rendezvous"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "taken", b"taken"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -154,8 +154,9 @@ class WeightBucket(_message.Message):
     OFFSETS_FIELD_NUMBER: _builtins.int
     NUM_BYTES_FIELD_NUMBER: _builtins.int
     LAST_FIELD_NUMBER: _builtins.int
+    GROUP_FIELD_NUMBER: _builtins.int
     handle: _builtins.bytes
-    """first bucket: how to open the buffer (serialized BufferHandle)"""
+    """first message: how to open the buffer (serialized BufferHandle)"""
     num_bytes: _builtins.int
     """of the buffer that are in use"""
     last: _builtins.bool
@@ -171,6 +172,10 @@ class WeightBucket(_message.Message):
     def offsets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """in the buffer, one a tensor"""
 
+    @_builtins.property
+    def group(self) -> Global___GroupHandle:
+        """nccl, first message, to those who do not open the buffer: the group to enter"""
+
     def __init__(
         self,
         *,
@@ -180,14 +185,51 @@ class WeightBucket(_message.Message):
         offsets: _abc.Iterable[_builtins.int] | None = ...,
         num_bytes: _builtins.int = ...,
         last: _builtins.bool = ...,
+        group: Global___GroupHandle | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "group", b"group"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "handle", b"handle", "last", b"last", "num_bytes", b"num_bytes", "offsets", b"offsets", "tensors", b"tensors"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "group", b"group", "handle", b"handle", "last", b"last", "num_bytes", b"num_bytes", "offsets", b"offsets", "tensors", b"tensors"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WeightBucket: _TypeAlias = WeightBucket  # noqa: Y015
+
+@_typing.final
+class GroupHandle(_message.Message):
+    """GroupHandle is a seat in the process group of one round, in which buckets are broadcast by rank 0."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STORE_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    BACKEND_FIELD_NUMBER: _builtins.int
+    TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
+    store: _builtins.str
+    """host:port of the TCP store through which its members meet"""
+    rank: _builtins.int
+    size: _builtins.int
+    backend: _builtins.str
+    """"nccl", or "gloo" where somebody has no GPU"""
+    timeout_seconds: _builtins.float
+    """of one step: to meet, or to pass a bucket on"""
+    def __init__(
+        self,
+        *,
+        store: _builtins.str = ...,
+        rank: _builtins.int = ...,
+        size: _builtins.int = ...,
+        backend: _builtins.str = ...,
+        timeout_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "rank", b"rank", "size", b"size", "store", b"store", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GroupHandle: _TypeAlias = GroupHandle  # noqa: Y015
 
 @_typing.final
 class BucketTaken(_message.Message):
