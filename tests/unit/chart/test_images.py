@@ -89,6 +89,13 @@ def test_what_is_shipped_is_what_was_tested(image: str, tested: str, tag: str) -
     assert not set(DEV) & set(shipped)
 
 
+def test_packages_that_nodes_bring_are_left_out_with_their_hashes(tmp_path: Path) -> None:
+    path = tmp_path / "pins.txt"
+    path.write_text("torch==2.0 \\\n    --hash=sha256:1\ntorchvision==1.0 \\\n    --hash=sha256:2\nray[default]==3.0\n")
+    subprocess.run([sys.executable, IMAGES / "leave_out.py", "torch|ray", path], check=True, timeout=60)
+    assert path.read_text() == "torchvision==1.0 \\\n    --hash=sha256:2\n"
+
+
 LIMITED = """
 import importlib, importlib.metadata, sys
 
