@@ -79,6 +79,37 @@ def promote(options: argparse.Namespace) -> int:
     return Exit.DONE
 
 
+def pause(options: argparse.Namespace) -> int:
+    """Asks the run to park its responses and stand still, with its pods."""
+    return _ask(options, "pause", "stands still at its next safe point, with its pods; go on with `crescendo unpause`")
+
+
+def unpause(options: argparse.Namespace) -> int:
+    """Lets a paused or drained run go on."""
+    return _ask(options, "unpause", "goes on")
+
+
+def drain(options: argparse.Namespace) -> int:
+    """Asks for the end of the iteration, a commit, and a stand-still."""
+    return _ask(options, "drain", "ends its iteration, commits, then stands still; go on with `crescendo unpause`")
+
+
+def checkpoint(options: argparse.Namespace) -> int:
+    """Asks for a commit after this iteration."""
+    return _ask(options, "checkpoint", "commits after this iteration; status.checkpoint says when")
+
+
+def quarantine(options: argparse.Namespace) -> int:
+    """Asks for an engine to be taken out."""
+    return _ask(options, "quarantine", f"takes {options.engine} out of service", options.engine)
+
+
+def _ask(options: argparse.Namespace, verb: str, said: str, engine: str = "") -> int:
+    _with_jobs(options, lambda jobs: jobs.ask(options.run, verb, engine))
+    print(f"{options.run} {said}.")
+    return Exit.DONE
+
+
 def delete(options: argparse.Namespace) -> int:
     """Deletes a job, after asking."""
     if not options.yes:

@@ -150,8 +150,17 @@ def _add_run_commands(commands: Commands) -> None:
 
 
 def _add_verbs(commands: Commands) -> None:
-    _add_run_argument(_add(commands, "pause", "verbs:pause", "park running responses and stand still"))
-    _add_run_argument(_add(commands, "unpause", "verbs:unpause", "let a paused run go on"))
+    for name, summary in (
+        ("pause", "park running responses and stand still"),
+        ("unpause", "let a paused or drained run go on"),
+        ("drain", "end the iteration, commit, then stand still: before maintenance"),
+        ("checkpoint", "commit after this iteration"),
+        ("quarantine", "take an engine out of service: its work goes to the others, it is not replaced"),
+    ):
+        verb = _add(commands, name, f"verbs:{name}", summary)
+        _add_run_argument(verb)
+        add_cluster(verb)
+    verb.add_argument("--engine", metavar="NAME", required=True, help="as `crescendo status` names it: rollout-1")
     promote = _add(
         commands,
         "promote",

@@ -1,7 +1,8 @@
-"""pause, unpause, promote, stop and status: one call to the run's controller each."""
+"""pause, unpause, drain, checkpoint, quarantine, scale, promote, stop, status: one call to a run's controller each."""
 
 import argparse
 import asyncio
+import secrets
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -48,6 +49,30 @@ def unpause(options: argparse.Namespace) -> int:
     folder = find_run(options.run)
     ask(folder, lambda client: client.resume())
     print(f"{folder.root} goes on.")
+    return Exit.DONE
+
+
+def drain(options: argparse.Namespace) -> int:
+    """Ends the iteration, commits, then stands still."""
+    folder = find_run(options.run)
+    ask(folder, lambda client: client.drain(secrets.token_hex(4)))
+    print(f"{folder.root} ends its iteration, commits and stands still. Go on with: crescendo unpause {folder.root}")
+    return Exit.DONE
+
+
+def checkpoint(options: argparse.Namespace) -> int:
+    """Commits after this iteration."""
+    folder = find_run(options.run)
+    ask(folder, lambda client: client.commit(wait_s=0.0))
+    print(f"{folder.root} commits after this iteration.")
+    return Exit.DONE
+
+
+def quarantine(options: argparse.Namespace) -> int:
+    """Takes an engine out of service."""
+    folder = find_run(options.run)
+    ask(folder, lambda client: client.quarantine(options.engine))
+    print(f"{folder.root} goes on without {options.engine}: at once in a rollout phase, else from the next on.")
     return Exit.DONE
 
 

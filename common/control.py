@@ -102,6 +102,22 @@ class ControllerClient:
         request = controller_pb2.StopRunRequest(commit=commit)
         await self._client.call(self._client.stub.StopRun, request, timeout_s=VERB_S)
 
+    async def commit(self, *, wait_s: float) -> int:
+        """Commits after this iteration; returns the newest commit's iteration. wait_s: 0 does not wait for it."""
+        request = controller_pb2.CommitRunRequest(deadline_seconds=wait_s, no_wait=not wait_s)
+        answer = await self._client.call(self._client.stub.CommitRun, request, timeout_s=wait_s + VERB_S)
+        return int(answer.iteration)
+
+    async def drain(self, idempotency_key: str) -> None:
+        """Ends this iteration, commits, and stands still."""
+        request = controller_pb2.DrainRunRequest(idempotency_key=idempotency_key)
+        await self._client.call(self._client.stub.DrainRun, request, timeout_s=VERB_S)
+
+    async def quarantine(self, worker_id: str) -> None:
+        """Takes an engine out of service."""
+        request = controller_pb2.QuarantineEngineRequest(worker_id=worker_id)
+        await self._client.call(self._client.stub.QuarantineEngine, request, timeout_s=VERB_S)
+
     async def scale_engines(self, num_engines: int) -> None:
         """Sets how many engines the run has."""
         request = controller_pb2.ScaleEnginesRequest(num_engines=num_engines)

@@ -100,6 +100,8 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
         """Commits after this iteration and waits for it, within the deadline."""
         before = self._board.status.committed_iteration
         self._control.commit_requested = True
+        if request.no_wait:
+            return pb.CommitRunResponse(iteration=before)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + (request.deadline_seconds or DEFAULT_COMMIT_DEADLINE_S)
         while self._control.commit_requested or self._board.status.committed_iteration == before:
@@ -116,6 +118,38 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
         return pb.StopRunResponse()
 
     @guarded
+    async def DrainRun(self, request: pb.DrainRunRequest, context: Context) -> pb.DrainRunResponse:
+        """Stands still after this iteration and a commit; a repeated key changes nothing."""
+        if not request.idempotency_key or request.idempotency_key != self._control.drain_key:
+            self._control.drain_key = request.idempotency_key
+            self._control.drain_requested = True
+            self._board.event("run.draining", "ends this iteration, commits, then stands still")
+        return pb.DrainRunResponse()
+
+    @guarded
+    async def QuarantineEngine(
+        self, request: pb.QuarantineEngineRequest, context: Context
+    ) -> pb.QuarantineEngineResponse:
+        """Takes an engine out, at once in a rollout phase, else from the next on; the last one stays."""
+        control, name = self._control, request.worker_id
+        if control.fixed_engines:
+            raise RequestError(f"{name} cannot be taken out: {control.fixed_engines}.", field="worker_id")
+        engines = {worker.worker_id for worker in self._board.status.workers if worker.role == "rollout"}
+        if name in control.quarantined:
+            return pb.QuarantineEngineResponse()
+        if name not in engines:
+            raise RequestError(
+                f"{name!r} is no engine of this run; it has: {', '.join(sorted(engines)) or 'none yet'}.",
+                field="worker_id",
+                fix="Name one of these.",
+            )
+        if not engines - control.quarantined - {name}:
+            raise RequestError(f"{name} is the only engine left.", field="worker_id", fix="Add one first.")
+        control.quarantined.add(name)
+        self._board.event("engine.quarantined", f"{name} is taken out of service", severity="warning", worker=name)
+        return pb.QuarantineEngineResponse()
+
+    @guarded
     async def ScaleEngines(self, request: pb.ScaleEnginesRequest, context: Context) -> pb.ScaleEnginesResponse:
         """Sets how many engines the run has, at once in a rollout phase, else from the next on."""
         if request.num_engines < 1:
@@ -126,6 +160,7 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
                 fix="Set rollout.num_engines before the run starts.",
             )  # fmt: skip
         self._control.num_engines = request.num_engines
+        self._control.quarantined.clear()
         self._board.event("engines.scaled", f"{request.num_engines} engines from now on, as a person wished")
         return pb.ScaleEnginesResponse()
 

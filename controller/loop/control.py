@@ -11,6 +11,9 @@ class Control:
         self.commit_on_stop = True
         self.promote_to: str | None = None
         self.commit_requested = False
+        self.drain_requested = False
+        self.drain_key = ""  # of the newest request, which may be sent again
+        self.quarantined: set[str] = set()  # engines that nobody wants back, by worker id
         self.num_engines: int | None = None  # as many as people want; None: as the run file says
         self.fixed_engines = ""  # why their number cannot change, if so
         self._running = asyncio.Event()
@@ -20,6 +23,18 @@ class Control:
     def paused(self) -> bool:
         """Whether the run should stand still."""
         return not self._running.is_set()
+
+    @property
+    def wants_commit(self) -> bool:
+        """Whether people want a checkpoint at the next point where one can be made."""
+        return self.stop_requested or self.commit_requested or self.drain_requested
+
+    def committed(self) -> None:
+        """A checkpoint was made; a drained run stands still from here on."""
+        self.commit_requested = False
+        if self.drain_requested:
+            self.drain_requested = False
+            self.pause()
 
     @property
     def interrupting(self) -> bool:

@@ -251,9 +251,11 @@ class Rollouts:
 
     async def _scale(self, phase: _Phase) -> None:
         """Calls engines that people want besides, and lets go of those that they do not want any more."""
-        if self.control.num_engines is None:
+        number, out = self.control.num_engines, self.control.quarantined
+        if number is None and not out:
             return
-        wanted = {engine_name(index) for index in range(self.control.num_engines)}
+        here = {engine.worker_id for engine in phase.serving.values()}
+        wanted = ({engine_name(index) for index in range(number)} if number is not None else here) - out
         for name in sorted(wanted - self.fleet.workers.keys() - phase.joining.keys()):
             self._call(phase, name)
         for holder, engine in [one for one in phase.serving.items() if one[1].worker_id not in wanted]:

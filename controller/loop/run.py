@@ -206,9 +206,9 @@ class Reinforcement:
         if transition is not None:
             await self.leave_stage(transition)
         due = iteration % parts.step.checkpoints.every_iterations == 0
-        if transition is not None or due or control.stop_requested or control.commit_requested:
-            control.commit_requested = False
+        if transition is not None or due or control.wants_commit:
             await self.commit()
+            control.committed()
 
     async def leave_stage(self, transition: Transition) -> None:
         """Carries a transition out: rolls back if its gate says so, then enters the next stage."""

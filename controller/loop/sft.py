@@ -54,8 +54,10 @@ class SupervisedStep:
                 left = self.step.steps - self.state.sft_steps
                 self.board.status.eta_seconds = (time.monotonic() - begun) / done * left
                 every = self.step.commit_every_steps
-                if every and left and self.state.sft_steps % every < steps:
+                due = every and self.state.sft_steps % every < steps
+                if left and (due or self.control.wants_commit):
                     await commit()
+                    self.control.committed()
 
     async def _train(self, chunk: list[trainer_pb2.SftExample], version: int) -> None:
         first = self.state.sft_steps

@@ -3,12 +3,18 @@
 Called by the command line for people who don't speak kubectl; uses the person's own kubeconfig.
 """
 
+import asyncio
+import secrets
+import time
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Final
 
-from crescendo.common.errors import ConfigError, CrescendoError
+from crescendo.common.errors import ConfigError, CrescendoError, DeadlineError
 from crescendo.controller.operator.api import ApiFailure, KubernetesApi
+from crescendo.controller.operator.requests import ANNOTATION, Request
 from crescendo.controller.operator.resource import KIND, Job, Manifest
+
+ANSWER_S: Final = 60.0
 
 
 class Jobs:
@@ -68,6 +74,39 @@ class Jobs:
             )
         await self._set(name, {"promoteTo": wanted})
         return wanted
+
+    async def ask(self, name: str, verb: str, engine: str = "") -> None:
+        """Asks the run for a transient verb and waits for its answer.
+
+        Raises ConfigError when the job does not run, the API server refuses the person (its message names the rule that
+        is missing) or the controller refuses; DeadlineError when nobody answers.
+        """
+        job = await self.get(name)
+        if not job.is_true("Running"):
+            raise ConfigError(
+                f"RLJob {name} does not run (phase {job.status.get('phase', 'unknown')}).",
+                field="JOB",
+                fix=f"See why: crescendo get {name}",
+            )
+        request = str(Request(verb, engine, secrets.token_hex(4)))
+        try:
+            change = {"metadata": {"annotations": {ANNOTATION: request}}}
+            await self._api.merge(KIND, name, self._namespace, change)
+        except ApiFailure as failure:
+            if failure.code in (403, 422):
+                raise ConfigError(failure.message, fix="Ask the cluster's administrator for the rule named.") from None
+            raise
+        deadline = time.monotonic() + ANSWER_S
+        while time.monotonic() < deadline:
+            answer = (await self.get(name)).status.get("request") or {}
+            if answer.get("text") == request:
+                if answer["state"] == "Refused":
+                    raise ConfigError(f"{verb} was refused: {answer['message']}.", field=verb)
+                return
+            await asyncio.sleep(0.5)
+        raise DeadlineError(
+            f"nobody answered to {verb} within {ANSWER_S:.0f} s.", fix="Is the operator up? It carries verbs out."
+        )
 
     async def delete(self, name: str) -> None:
         """Deletes a job; its volumes stay if they are retained."""

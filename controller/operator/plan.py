@@ -18,6 +18,7 @@ from typing import Final
 
 from crescendo.controller.operator import failures
 from crescendo.controller.operator.failures import Failure
+from crescendo.controller.operator.requests import VERBS, Request, acknowledged, pending
 from crescendo.controller.operator.resource import ADOPT_ANNOTATION, Attempt, BufferServer, Manifest, Observed
 from crescendo.controller.operator.status import Draft
 
@@ -50,7 +51,7 @@ class Plan:
     """What to write, in this order; `status` None leaves the status alone.
 
     create: number of the attempt whose children are to exist; buffer: pods of the job's own buffer, None as it is;
-    renew: look after the certificates of an attempt that exists;
+    renew: look after the certificates of an attempt that exists; ask: what people want of the run besides;
     scale: devices that the stage wants, or None; delete: names of RayJobs; delete_job: the RLJob itself, its ttl being
     over.
     """
@@ -60,6 +61,7 @@ class Plan:
     renew: bool = False
     scale: int | None = None
     calls: tuple[Call, ...] = ()
+    ask: Request | None = None
     events: tuple[Note, ...] = ()
     status: Manifest | None = None
     delete: tuple[str, ...] = ()
@@ -76,6 +78,7 @@ def plan(observed: Observed) -> Plan:
         return _finished(observed)
     draft = Draft(job, observed.now)
     decided = _decide(observed, draft)
+    decided = _asked(observed, draft, decided)
     status = draft.finish()
     alive = observed.newest is not None and not decided.create
     return replace(decided, renew=alive, status=status if status != dict(job.status) else None)
@@ -97,6 +100,28 @@ def _decide(observed: Observed, draft: Draft) -> Plan:
     if observed.job.is_true("Suspended"):
         draft.condition("Suspended", False, "Resumed")
     return _run(observed, draft)
+
+
+def _asked(observed: Observed, draft: Draft, decided: Plan) -> Plan:
+    """What people want of a run besides: asked for while it runs, refused otherwise."""
+    wish, phase = pending(observed.job), draft.value.get("phase", "Pending")
+    if wish is None:
+        return decided
+    if isinstance(wish, Request) and phase == "Running":
+        return replace(decided, ask=wish) if observed.report is not None else decided
+    why = f"the job does not run (phase {phase})"
+    if isinstance(wish, str):
+        why = f"the annotation must be a verb ({', '.join(VERBS[:-1])} or {VERBS[-1]}:ENGINE), a space and a new word"
+    draft.set(request=acknowledged(wish, why, observed.now))
+    note = Note("Warning", "RequestRefused", f"{str(wish)[:64]}: {why}")
+    return replace(decided, events=(*decided.events, note))
+
+
+def told(request: Request, refusal: str) -> Note:
+    """The event of an answer that a run gave."""
+    if refusal:
+        return Note("Warning", "RequestRefused", f"{request}: {refusal}")
+    return Note("Normal", "RequestTaken", f"{request}: the run has taken it")
 
 
 def _storage_problem(observed: Observed) -> str:

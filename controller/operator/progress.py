@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
 from crescendo.common.control import ControllerClient
-from crescendo.common.errors import CrescendoError
+from crescendo.common.errors import CrescendoError, RequestError
 from crescendo.controller.operator.plan import Call
+from crescendo.controller.operator.requests import Request
 from crescendo.controller.operator.resource import Report
 from crescendo.proto.v1 import controller_pb2
 
@@ -26,6 +27,7 @@ class Runs(Protocol):
 
     async def report(self, address: str) -> Report | None: ...
     async def call(self, address: str, call: Call) -> bool: ...
+    async def ask(self, address: str, request: Request) -> str | None: ...
 
 
 class ControllerRuns:
@@ -55,6 +57,29 @@ class ControllerRuns:
             return False
         else:
             return True
+        finally:
+            await client.close()
+
+    async def ask(self, address: str, request: Request) -> str | None:
+        """Carries out what people want; returns why the controller refused, empty when it did not, None: no answer."""
+        client = ControllerClient(address, "")
+        try:
+            if request.verb == "pause":
+                await client.pause()
+            elif request.verb == "unpause":
+                await client.resume()
+            elif request.verb == "drain":
+                await client.drain(request.word)
+            elif request.verb == "checkpoint":
+                await client.commit(wait_s=0.0)
+            else:
+                await client.quarantine(request.engine)
+        except RequestError as error:
+            return text(error.message, SHOWN_FAILURE)
+        except CrescendoError:
+            return None
+        else:
+            return ""
         finally:
             await client.close()
 

@@ -35,8 +35,9 @@ from crescendo.controller.operator.children.pods import claim_name
 from crescendo.controller.operator.children.storage import buffer_name
 from crescendo.controller.operator.events import event_of
 from crescendo.controller.operator.options import Options
-from crescendo.controller.operator.plan import RESYNC_S, Plan, plan
+from crescendo.controller.operator.plan import RESYNC_S, Plan, plan, told
 from crescendo.controller.operator.progress import Runs
+from crescendo.controller.operator.requests import acknowledged
 from crescendo.controller.operator.resource import (
     JOB_LABEL,
     KIND,
@@ -193,17 +194,13 @@ class Reconciler:
             await self._write_fixtures(job)
         elif decided.renew:
             await self._renew(job)
-        status = decided.status
-        for call in decided.calls:
-            taken = await self._runs.call(controller_address(job), call)
-            if taken and call.verb == "promote":
-                status = {**(status or dict(job.status)), "promotedTo": call.stage}
+        decided = await self._call(job, decided)
         # Before the status: a decision is taken once, and an operator that dies in between is to tell it all the same.
         for note in decided.events:
             log.info("%s/%s: %s: %s", job.namespace, job.name, note.reason, note.message)
             await self._api.create(event_of(job, note, self._clock()))
-        if status is not None:
-            await self._api.put_status(job.name, job.namespace, version, status)
+        if decided.status is not None:
+            await self._api.put_status(job.name, job.namespace, version, decided.status)
         if decided.scale is not None:
             await self._scale(job, decided.scale)
         for name in decided.delete:
@@ -213,6 +210,17 @@ class Reconciler:
             await self._api.patch("StatefulSet", buffer_name(job), job.namespace, operations)
         if decided.delete_job:
             await self._api.delete(KIND, job.name, job.namespace)
+
+    async def _call(self, job: Job, decided: Plan) -> Plan:
+        """Calls the run; the plan with what it answered in status and events."""
+        address, status, events = controller_address(job), decided.status or dict(job.status), decided.events
+        for call in decided.calls:
+            if await self._runs.call(address, call) and call.verb == "promote":
+                status = {**status, "promotedTo": call.stage}
+        if decided.ask is not None and (answer := await self._runs.ask(address, decided.ask)) is not None:
+            status = {**status, "request": acknowledged(decided.ask, answer, self._clock())}
+            events = (*events, told(decided.ask, answer))
+        return replace(decided, status=status if status != job.status else None, events=events)
 
     async def _write_fixtures(self, job: Job) -> None:
         await self._renew(job)

@@ -85,6 +85,16 @@ class ControllerServiceStub:
                 request_serializer=crescendo_dot_v1_dot_controller__pb2.StopRunRequest.SerializeToString,
                 response_deserializer=crescendo_dot_v1_dot_controller__pb2.StopRunResponse.FromString,
                 _registered_method=True)
+        self.DrainRun = channel.unary_unary(
+                '/crescendo.v1.ControllerService/DrainRun',
+                request_serializer=crescendo_dot_v1_dot_controller__pb2.DrainRunRequest.SerializeToString,
+                response_deserializer=crescendo_dot_v1_dot_controller__pb2.DrainRunResponse.FromString,
+                _registered_method=True)
+        self.QuarantineEngine = channel.unary_unary(
+                '/crescendo.v1.ControllerService/QuarantineEngine',
+                request_serializer=crescendo_dot_v1_dot_controller__pb2.QuarantineEngineRequest.SerializeToString,
+                response_deserializer=crescendo_dot_v1_dot_controller__pb2.QuarantineEngineResponse.FromString,
+                _registered_method=True)
         self.ScaleEngines = channel.unary_unary(
                 '/crescendo.v1.ControllerService/ScaleEngines',
                 request_serializer=crescendo_dot_v1_dot_controller__pb2.ScaleEnginesRequest.SerializeToString,
@@ -156,6 +166,20 @@ class ControllerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DrainRun(self, request, context):
+        """DrainRun ends this iteration, commits, then stands still until ResumeRun.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def QuarantineEngine(self, request, context):
+        """QuarantineEngine takes an engine out: its work goes to the others, it ends and is not replaced.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ScaleEngines(self, request, context):
         """ScaleEngines adds or removes engines from the rollout phase on that is running, or the next.
         """
@@ -215,6 +239,16 @@ def add_ControllerServiceServicer_to_server(servicer, server):
                     servicer.StopRun,
                     request_deserializer=crescendo_dot_v1_dot_controller__pb2.StopRunRequest.FromString,
                     response_serializer=crescendo_dot_v1_dot_controller__pb2.StopRunResponse.SerializeToString,
+            ),
+            'DrainRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainRun,
+                    request_deserializer=crescendo_dot_v1_dot_controller__pb2.DrainRunRequest.FromString,
+                    response_serializer=crescendo_dot_v1_dot_controller__pb2.DrainRunResponse.SerializeToString,
+            ),
+            'QuarantineEngine': grpc.unary_unary_rpc_method_handler(
+                    servicer.QuarantineEngine,
+                    request_deserializer=crescendo_dot_v1_dot_controller__pb2.QuarantineEngineRequest.FromString,
+                    response_serializer=crescendo_dot_v1_dot_controller__pb2.QuarantineEngineResponse.SerializeToString,
             ),
             'ScaleEngines': grpc.unary_unary_rpc_method_handler(
                     servicer.ScaleEngines,
@@ -493,6 +527,60 @@ class ControllerService:
             '/crescendo.v1.ControllerService/StopRun',
             crescendo_dot_v1_dot_controller__pb2.StopRunRequest.SerializeToString,
             crescendo_dot_v1_dot_controller__pb2.StopRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crescendo.v1.ControllerService/DrainRun',
+            crescendo_dot_v1_dot_controller__pb2.DrainRunRequest.SerializeToString,
+            crescendo_dot_v1_dot_controller__pb2.DrainRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def QuarantineEngine(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crescendo.v1.ControllerService/QuarantineEngine',
+            crescendo_dot_v1_dot_controller__pb2.QuarantineEngineRequest.SerializeToString,
+            crescendo_dot_v1_dot_controller__pb2.QuarantineEngineResponse.FromString,
             options,
             channel_credentials,
             insecure,

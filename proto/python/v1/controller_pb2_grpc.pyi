@@ -43,6 +43,10 @@ class ControllerServiceStub:
     PromoteStage: _grpc.UnaryUnaryMultiCallable[_controller_pb2.PromoteStageRequest, _controller_pb2.PromoteStageResponse]
     CommitRun: _grpc.UnaryUnaryMultiCallable[_controller_pb2.CommitRunRequest, _controller_pb2.CommitRunResponse]
     StopRun: _grpc.UnaryUnaryMultiCallable[_controller_pb2.StopRunRequest, _controller_pb2.StopRunResponse]
+    DrainRun: _grpc.UnaryUnaryMultiCallable[_controller_pb2.DrainRunRequest, _controller_pb2.DrainRunResponse]
+    """DrainRun ends this iteration, commits, then stands still until ResumeRun."""
+    QuarantineEngine: _grpc.UnaryUnaryMultiCallable[_controller_pb2.QuarantineEngineRequest, _controller_pb2.QuarantineEngineResponse]
+    """QuarantineEngine takes an engine out: its work goes to the others, it ends and is not replaced."""
     ScaleEngines: _grpc.UnaryUnaryMultiCallable[_controller_pb2.ScaleEnginesRequest, _controller_pb2.ScaleEnginesResponse]
     """ScaleEngines adds or removes engines from the rollout phase on that is running, or the next."""
 
@@ -61,6 +65,10 @@ class ControllerServiceAsyncStub(ControllerServiceStub):
     PromoteStage: _aio.UnaryUnaryMultiCallable[_controller_pb2.PromoteStageRequest, _controller_pb2.PromoteStageResponse]  # type: ignore[assignment]
     CommitRun: _aio.UnaryUnaryMultiCallable[_controller_pb2.CommitRunRequest, _controller_pb2.CommitRunResponse]  # type: ignore[assignment]
     StopRun: _aio.UnaryUnaryMultiCallable[_controller_pb2.StopRunRequest, _controller_pb2.StopRunResponse]  # type: ignore[assignment]
+    DrainRun: _aio.UnaryUnaryMultiCallable[_controller_pb2.DrainRunRequest, _controller_pb2.DrainRunResponse]  # type: ignore[assignment]
+    """DrainRun ends this iteration, commits, then stands still until ResumeRun."""
+    QuarantineEngine: _aio.UnaryUnaryMultiCallable[_controller_pb2.QuarantineEngineRequest, _controller_pb2.QuarantineEngineResponse]  # type: ignore[assignment]
+    """QuarantineEngine takes an engine out: its work goes to the others, it ends and is not replaced."""
     ScaleEngines: _aio.UnaryUnaryMultiCallable[_controller_pb2.ScaleEnginesRequest, _controller_pb2.ScaleEnginesResponse]  # type: ignore[assignment]
     """ScaleEngines adds or removes engines from the rollout phase on that is running, or the next."""
 
@@ -136,6 +144,22 @@ class ControllerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _controller_pb2.StopRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_controller_pb2.StopRunResponse, _abc.Awaitable[_controller_pb2.StopRunResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def DrainRun(
+        self,
+        request: _controller_pb2.DrainRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_pb2.DrainRunResponse, _abc.Awaitable[_controller_pb2.DrainRunResponse]]:
+        """DrainRun ends this iteration, commits, then stands still until ResumeRun."""
+
+    @_abc_1.abstractmethod
+    def QuarantineEngine(
+        self,
+        request: _controller_pb2.QuarantineEngineRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_controller_pb2.QuarantineEngineResponse, _abc.Awaitable[_controller_pb2.QuarantineEngineResponse]]:
+        """QuarantineEngine takes an engine out: its work goes to the others, it ends and is not replaced."""
 
     @_abc_1.abstractmethod
     def ScaleEngines(

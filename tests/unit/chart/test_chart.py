@@ -84,7 +84,10 @@ def test_every_object_is_valid_and_named_once(manifests: list[Manifest]) -> None
 
 
 def test_everything_namespaced_is_in_the_release_namespace(manifests: list[Manifest]) -> None:
-    cluster_wide = {"ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition"}
+    cluster_wide = {
+        "ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition", "ValidatingAdmissionPolicy",
+        "ValidatingAdmissionPolicyBinding",
+    }  # fmt: skip
     for manifest in manifests:
         if manifest["kind"] not in cluster_wide:
             assert manifest["metadata"]["namespace"] == "crescendo-system", manifest["metadata"]["name"]

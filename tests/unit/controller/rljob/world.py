@@ -34,11 +34,12 @@ class World:
     buffer: BufferServer | None = None
     buffer_comes_up: bool = True
     fetch: FetchStep | None = None
+    annotations: dict[str, str] = field(default_factory=dict)
 
     def observed(self) -> Observed:
         """What an operator that starts now would see."""
         return Observed(
-            job=Job("math", "team", "uid-1", 1, START, False, self.spec, self.status),
+            job=Job("math", "team", "uid-1", 1, START, False, self.spec, self.status, self.annotations),
             attempts=tuple(self.attempts.values()),
             pods=(2, 2) if self.attempts and self.pods_up else (0, 2),
             report=self.report if any(one.job_status == "RUNNING" for one in self.attempts.values()) else None,
