@@ -28,6 +28,7 @@ PATIENCE_S = 20.0
 _WAIT_SLICE_S = 10.0  # below CALL_S, so that a blocked wait is never mistaken for a lost connection
 _READS_PER_CALL = 256
 _MAX_REDIRECTS = 4
+_SEND_BYTES = 2**14  # small commands of a series go together
 
 T = TypeVar("T")
 Argument = str | int | float | bytes
@@ -46,53 +47,77 @@ class Client:
 
     async def run(self, name: str, fence: common_pb2.Fence | None, *arguments: Argument, durable: bool = False) -> Any:
         """Runs a script under a fence; `durable` waits until its writes are on the server's disk."""
-        values = (*_fence_arguments(fence), *arguments)
-        if durable and self._aof:
-            return await self.retrying(lambda: self._evaluate_durably(name, values))
-        return await self.retrying(lambda: self._evaluate(self.redis, name, values))
+        if not (durable and self._aof):
+            values = (*_fence_arguments(fence), *arguments)
+            return await self.retrying(lambda: self._evaluate(name, values))
+        # WAITAOF answers for the writes of its own connection, so both commands use one, together.
+        wait: tuple[Argument, ...] = ("WAITAOF", 1, 0, int(1000 * CALL_S / 2))
+        commands = [(*self._head(name, fence), *arguments), wait]
+        answer, acknowledged = await self._exchange(commands, lambda _, one: one, name)
+        if acknowledged[0] < 1:
+            raise DeadlineError(
+                f"the buffer's server did not bring {name} to its disk within {CALL_S / 2:.0f} s.",
+                fix="Check the disk that holds the server's append-only file.",
+            )
+        return answer
 
     async def run_each(
-        self, name: str, fence: common_pb2.Fence | None, calls: Iterable[Sequence[Argument]], take: Callable[[Any], T]
+        self,
+        name: str,
+        fence: common_pb2.Fence | None,
+        calls: Iterable[Sequence[Argument]],
+        take: Callable[[int, Any], T],
     ) -> list[T]:
-        """Runs a script once for each call's arguments, in order, on one connection; take: reads an answer.
+        """Runs a script once for each call's arguments, in order, on one connection; take: reads the answer of a call.
 
         The next call is packed, and the last answer read, while the server works. After a lost connection all calls
         are sent again, so `take` may see an answer twice.
         """
-        packed: list[list[bytes]] = []
-        remaining = iter(calls)
+        head = self._head(name, fence)
+        return await self._exchange(((*head, *arguments) for arguments in calls), take, name)
+
+    async def fields(self, wanted: Iterable[tuple[str, Sequence[str]]], take: Callable[[int, Any], T]) -> list[T]:
+        """Reads fields of hashes as run_each runs calls; wanted: (key, names). No script copies them on their way."""
+        return await self._exchange((("HMGET", key, *names) for key, names in wanted), take, "")
+
+    async def _exchange(
+        self, commands: Iterable[Sequence[Argument]], take: Callable[[int, Any], T], loads: str
+    ) -> list[T]:
+        """Sends commands down one connection; loads: the script among them, for a server that does not know it."""
+        packed: list[bytes] = []
+        remaining = iter(commands)
 
         async def attempt() -> list[T]:
-            return await self._pipelined(name, fence, packed, remaining, take)
+            try:
+                return await self._pipelined(packed, remaining, take)
+            except redis_errors.NoScriptError:
+                await self._load(loads)
+                raise _Unloaded from None
 
         return await self.retrying(attempt)
 
     async def _pipelined(
-        self,
-        name: str,
-        fence: common_pb2.Fence | None,
-        packed: "list[list[bytes]]",
-        remaining: Iterator[Sequence[Argument]],
-        take: Callable[[Any], T],
+        self, packed: list[bytes], remaining: Iterator[Sequence[Argument]], take: Callable[[int, Any], T]
     ) -> list[T]:
-        head = ("EVALSHA", script(name).sha, 1, self.keys.fence, *_fence_arguments(fence))
         pool = self.redis.connection_pool
         get_connection: Callable[[], Awaitable[Any]] = pool.get_connection
         connection = await get_connection()
         complete = False
         try:
-            for command in packed:
-                await connection.send_packed_command(command)
-            for arguments in remaining:
-                packed.append(connection.pack_command(*head, *arguments))
-                await connection.send_packed_command(packed[-1])
-                await asyncio.sleep(0)  # the transport writes at once, but answers are read by the loop
-            answers = [take(await connection.read_response()) for _ in packed]
+            if packed:
+                await connection.send_packed_command(b"".join(packed))
+            unsent: list[bytes] = []
+            for command in remaining:
+                packed += connection.pack_command(*command)
+                unsent.append(packed[-1])
+                if sum(map(len, unsent)) >= _SEND_BYTES:
+                    await connection.send_packed_command(b"".join(unsent))
+                    unsent.clear()
+                    await asyncio.sleep(0)  # the transport writes at once, but answers are read by the loop
+            await connection.send_packed_command(b"".join(unsent))
+            answers = [take(number, await connection.read_response()) for number in range(len(packed))]
             complete = True
             return answers
-        except redis_errors.NoScriptError:
-            await self._load(name)
-            raise _Unloaded from None
         finally:
             if not complete:  # answers that nobody read may follow
                 await connection.disconnect(nowait=True)
@@ -157,9 +182,13 @@ class Client:
         """Ends the connections."""
         await self.redis.aclose()
 
-    async def _evaluate(self, redis: "Redis", name: str, values: Sequence[Argument]) -> Any:
+    def _head(self, name: str, fence: common_pb2.Fence | None) -> tuple[Argument, ...]:
+        """How a call of a script begins."""
+        return ("EVALSHA", script(name).sha, 1, self.keys.fence, *_fence_arguments(fence))
+
+    async def _evaluate(self, name: str, values: Sequence[Argument]) -> Any:
         loaded = script(name)
-        execute: Callable[..., Awaitable[Any]] = redis.execute_command
+        execute: Callable[..., Awaitable[Any]] = self.redis.execute_command
         try:
             return await execute("EVALSHA", loaded.sha, 1, self.keys.fence, *values)
         except redis_errors.NoScriptError:
@@ -169,19 +198,6 @@ class Client:
     async def _load(self, name: str) -> None:
         execute: Callable[..., Awaitable[Any]] = self.redis.execute_command
         await execute("SCRIPT LOAD", script(name).text)
-
-    async def _evaluate_durably(self, name: str, values: Sequence[Argument]) -> Any:
-        """WAITAOF answers for the writes of its own connection, so both commands use one."""
-        async with self.redis.client() as connection:
-            answer = await self._evaluate(connection, name, values)
-            execute: Callable[..., Awaitable[Any]] = connection.execute_command
-            acknowledged = await execute("WAITAOF", 1, 0, int(1000 * CALL_S / 2))
-        if acknowledged[0] < 1:
-            raise DeadlineError(
-                f"the buffer's server did not bring {name} to its disk within {CALL_S / 2:.0f} s.",
-                fix="Check the disk that holds the server's append-only file.",
-            )
-        return answer
 
 
 class _Unloaded(redis_errors.ConnectionError):

@@ -185,6 +185,7 @@ class EmbeddedServer:
             "maxmemory": f"{self._max_memory_mib}mb",
             "maxmemory-policy": "noeviction",
             "daemonize": "no",
+            "rdbcompression": "no",  # tokens and log-probabilities hardly shrink, and a rewrite took a core to try
         }
         return [word for name, value in settings.items() for word in (f"--{name}", value)]
 

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 _GROUPS_PER_CALL = 64
 _WATERMARK = 0.95  # of maxmemory: queues, records and replies need some too
 _LONGEST_LEASE_MS = 2**32 - 1  # what a record's column holds: seven weeks
-_ITEMS_PER_CALL = 128  # the server works on one call while the next is packed
+_ITEMS_PER_CALL = 256  # each call that writes is an fsync; more would let the server wait for the client
 
 
 class Ledger(Trajectories):
@@ -106,7 +106,9 @@ class Ledger(Trajectories):
                 groups, rows, segments = packing.pack_updates(chunk)
                 yield [worker_id, len(groups), len(chunk), rows, *groups, *segments]
 
-        answers: list[tuple[list[int], list[int]]] = await self._client.run_each("flush", fence, calls(), tuple)
+        answers: list[tuple[list[int], list[int]]] = await self._client.run_each(
+            "flush", fence, calls(), lambda _, answer: tuple(answer)
+        )
         lost: list[TrajectoryId] = []
         refused: list[tuple[Update, int]] = []
         for chunk, (gone, misfits) in zip(chunks, answers, strict=True):
@@ -154,7 +156,7 @@ class Ledger(Trajectories):
                 components = [packing.pack_components(item.trajectory_id, item.components) for item in chunk]
                 yield [len(numbers), len(chunk), rows, *numbers, *components]
 
-        def groups(answer: list[bytes]) -> list[GroupId]:
+        def groups(_: int, answer: list[bytes]) -> list[GroupId]:
             return [GroupId(group.decode()) for group in answer]
 
         return [group for found in await self._client.run_each("score", fence, calls(), groups) for group in found]

@@ -220,8 +220,10 @@ class MemoryBuffer:
         found = [group.new.group_id for group in self._ledger.groups_in([state]) if not group.archived]
         return found[:limit] if limit else found
 
-    async def load_groups(self, ids: Sequence[GroupId], *, with_trajectories: bool = True) -> list[Group]:
-        return [self._group_of(self._ledger.group(identity), with_trajectories) for identity in ids]
+    async def load_groups(
+        self, ids: Sequence[GroupId], *, with_trajectories: bool = True, with_tokens: bool = True
+    ) -> list[Group]:
+        return [self._group_of(self._ledger.group(identity), with_trajectories, with_tokens) for identity in ids]
 
     async def load_trajectories(self, ids: Sequence[TrajectoryId]) -> list[Trajectory]:
         return [self._trajectory_of(self._ledger.entry(identity)) for identity in ids]
@@ -315,21 +317,24 @@ class MemoryBuffer:
     def _claim_of(self, entry: Entry) -> Claim:
         return Claim(self._trajectory_of(entry), self._ledger.group(entry.group).new.prompt)
 
-    def _trajectory_of(self, entry: Entry) -> Trajectory:
+    def _trajectory_of(self, entry: Entry, with_tokens: bool = True) -> Trajectory:
+        unread = () if with_tokens else tuple(entry.segments)
         return Trajectory(
             trajectory_id=entry.identity,
             group_id=entry.group,
             prompt_token_ids=np.array(self._ledger.group(entry.group).new.prompt.token_ids, dtype=np.int32),
-            segments=tuple(entry.segments),
+            segments=tuple(entry.segments) if with_tokens else (),
             state=entry.state,
             finish_reason=entry.finish_reason,
             components=entry.components,
             attempts=entry.attempts,
             spans=entry.spans,
             drop_reason=entry.drop_reason,
+            unread_tokens=sum(len(one.token_ids) for one in unread),
+            unread_segments=len(unread),
         )
 
-    def _group_of(self, group: GroupEntry, with_trajectories: bool) -> Group:
+    def _group_of(self, group: GroupEntry, with_trajectories: bool, with_tokens: bool = True) -> Group:
         members = group.members if with_trajectories and not group.archived else []
         return Group(
             group_id=group.new.group_id,
@@ -342,5 +347,5 @@ class MemoryBuffer:
             consumed_iteration=group.consumed[1] if group.consumed else -1,
             drop_reason=group.drop_reason,
             archived=group.archived,
-            trajectories=tuple(self._trajectory_of(one) for one in members),
+            trajectories=tuple(self._trajectory_of(one, with_tokens) for one in members),
         )

@@ -30,6 +30,7 @@ CLIENT_COMMANDS = (
     "get",
     "del",
     "zrange",
+    "hmget",
 )
 """What connections, waits, checks and `crescendo buffer` call outside scripts."""
 

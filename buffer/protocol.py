@@ -168,8 +168,13 @@ class ExperienceBuffer(Protocol):
         """Ids of groups in a state whose payload is here, not in the archive; oldest first."""
         ...
 
-    async def load_groups(self, ids: Sequence[GroupId], *, with_trajectories: bool = True) -> list[Group]:
-        """Groups with their trajectories, tokens included; an archived group has none."""
+    async def load_groups(
+        self, ids: Sequence[GroupId], *, with_trajectories: bool = True, with_tokens: bool = True
+    ) -> list[Group]:
+        """Groups with their trajectories; an archived group has none.
+
+        with_tokens: false leaves segments where they are, which are nearly all bytes of a group; their numbers come.
+        """
         ...
 
     async def load_trajectories(self, ids: Sequence[TrajectoryId]) -> list[Trajectory]:

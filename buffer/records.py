@@ -4,6 +4,7 @@ Each format here is the one that the script named beside it packs or unpacks (te
 them). A trajectory is addressed by its group and its sample number.
 """
 
+import functools
 import struct
 from collections.abc import Iterable, Sequence
 
@@ -21,11 +22,12 @@ NUMBER = struct.Struct("<H")
 CLAIMED = struct.Struct("<HIIII")
 """claim.lua: sample, attempts, spans, tokens, segments."""
 
-TAKEN = struct.Struct("<HI")
-"""claim_finished.lua: sample, tokens."""
+TAKEN = struct.Struct("<HBIIII")
+"""claim_finished.lua: sample, finish reason, attempts, spans, tokens, segments."""
 
-LOADED = struct.Struct("<BBIIIB")
-"""load_trajectories.lua: state, finish reason, attempts, spans, segments, 1 if it has ended."""
+LOADED = struct.Struct("<BBIIIIBB")
+"""load_trajectories.lua: state, finish reason, attempts, spans, tokens, segments, 1 if components follow, 1 if
+segments do."""
 
 NOBODY = 2**16 - 1
 """A sample number that no group has."""
@@ -46,10 +48,14 @@ STATES = (
 )
 """A state's number in a record -> what the buffer's users call it (prelude_records.lua, NAMES)."""
 
+LEASED, SCORING = 2, 6
+"""Numbers of the states of a trajectory that is claimed, and of one that is handed out to be scored."""
+
 CODES = {TrajectoryState.LEASED: 2, TrajectoryState.PARKED: 3, TrajectoryState.FINISHED: 5}
 """States that a worker may ask for, by number."""
 
 
+@functools.lru_cache(maxsize=2**14)  # of what is under way: each id comes with every flush and score
 def address(trajectory: TrajectoryId) -> tuple[GroupId, int]:
     """Group and sample of a trajectory id; an id of another form names a sample that no group has."""
     group, _, sample = trajectory.rpartition("-s")

@@ -10,7 +10,9 @@ Fixed-width fields instead of a message, because a flush packs hundreds of them:
 and the arrays are read without a copy. T is the number of tokens.
 """
 
+import functools
 import struct
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +27,7 @@ _BOTH = struct.Struct("<QBBHIqqq")
 _FORMAT = 1
 _TOOL_TURN, _MASKED = 1, 2
 _START = _BOTH.size
+_ARRAYS = ("token_ids", "log_probs", "loss_mask")
 _INT32, _FLOAT32 = np.dtype("<i4"), np.dtype("<f4")
 
 
@@ -52,7 +55,7 @@ _all_train = _AllTrain()
 
 def pack_segment(segment: Segment) -> bytes:
     """A segment's bytes."""
-    names = f"{segment.stage}\0{segment.worker_id}".encode()
+    names, padding = _pack_names(segment.stage, segment.worker_id)
     flags = _TOOL_TURN if segment.tool_turn else 0
     mask = segment.loss_mask.tobytes()
     if b"\0" in mask:
@@ -67,7 +70,7 @@ def pack_segment(segment: Segment) -> bytes:
         (
             header,
             names,
-            bytes(-len(names) % 4),
+            padding,
             _as(segment.token_ids, _INT32),
             _as(segment.log_probs, _FLOAT32),
             mask,
@@ -87,29 +90,67 @@ def unpack_segment(packed: bytes | None) -> Segment:
         raise BufferStateError(f"a segment of {len(packed)} bytes does not match its digest.", field="segments")
     if kind != _FORMAT:
         raise BufferStateError(f"a segment has format {kind}; this Crescendo reads {_FORMAT}.", field="segments")
-    tokens = _START + name_bytes + -name_bytes % 4
-    end = tokens + 8 * count
-    mask = _all_train.of(count)
-    if flags & _MASKED:
-        bits = np.frombuffer(packed, dtype=np.uint8, offset=end)
-        mask = np.unpackbits(bits, count=count, bitorder="little").view(np.bool_)
+    stage, worker_id = _names(packed[_START : _START + name_bytes])
     # The digest vouches for bytes that Segment's own checks have passed, so they are not made again: reading
     # thousands of segments would take twice as long.
-    stage, _, worker_id = packed[_START : _START + name_bytes].decode().partition("\0")
-    made: Segment = object.__new__(Segment)
+    made: _Stored = object.__new__(_Stored)
     fields = {
         "weight_version": version,
         "iteration": iteration,
         "stage": stage,
         "branch": branch,
-        "token_ids": np.frombuffer(packed, _INT32, count, tokens),
-        "log_probs": np.frombuffer(packed, _FLOAT32, count, tokens + 4 * count),
-        "loss_mask": mask,
         "tool_turn": bool(flags & _TOOL_TURN),
         "worker_id": worker_id,
+        "_packed": packed,
+        "_count": count,
+        "_tokens_at": _START + name_bytes + -name_bytes % 4,
+        "_masked": flags & _MASKED,
     }
     object.__setattr__(made, "__dict__", fields)
     return made
+
+
+class _Stored(Segment):
+    """A segment as it was read: an array is made, without a copy, when somebody asks for it.
+
+    Scoring looks at tokens alone, and what is claimed again at their number.
+    """
+
+    _packed: bytes
+    _count: int
+    _tokens_at: int
+    _masked: int
+
+    def __getattr__(self, name: str) -> Any:
+        """Called for what the object does not have yet."""
+        if name not in _ARRAYS:
+            raise AttributeError(f"a segment has no {name}")
+        count, at = self._count, self._tokens_at
+        if name == "token_ids":
+            array = np.ndarray((count,), _INT32, self._packed, at)
+        elif name == "log_probs":
+            array = np.ndarray((count,), _FLOAT32, self._packed, at + 4 * count)
+        elif self._masked:
+            bits = np.frombuffer(self._packed, dtype=np.uint8, offset=at + 8 * count)
+            array = np.unpackbits(bits, count=count, bitorder="little").view(np.bool_)
+        else:
+            array = _all_train.of(count)
+        self.__dict__[name] = array
+        return array
+
+
+@functools.lru_cache(maxsize=1024)
+def _pack_names(stage: str, worker_id: str) -> tuple[bytes, bytes]:
+    """Stage and engine, and what fills them up."""
+    names = f"{stage}\0{worker_id}".encode()
+    return names, bytes(-len(names) % 4)
+
+
+@functools.lru_cache(maxsize=1024)
+def _names(packed: bytes) -> tuple[str, str]:
+    """Stage and engine, which many segments share."""
+    stage, _, worker_id = packed.decode().partition("\0")
+    return stage, worker_id
 
 
 def _as(array: npt.NDArray[np.generic], dtype: "np.dtype[np.generic]") -> bytes:

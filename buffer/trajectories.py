@@ -1,10 +1,11 @@
 """Reading groups and trajectories from Redis: records, packed segments, prompts."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -20,7 +21,6 @@ from crescendo.common.types import (
     IntArray,
     Trajectory,
     TrajectoryId,
-    TrajectoryState,
     trajectory_id,
 )
 from crescendo.proto.v1 import common_pb2
@@ -29,9 +29,10 @@ BYTES_PER_TOKEN = 9
 BYTES_PER_CALL = 8 * 2**20
 """A script blocks the server while it runs: this keeps it to some milliseconds."""
 
-_KNOWN_PER_READ = 128  # of known size; the server works on one call while the answer to the last is read
 _TRAJECTORIES_PER_READ = 64  # of 24K tokens: 14 MB, which the server assembles in some 10 ms
 _GROUPS_PER_READ = 16
+
+_Taken: TypeAlias = tuple[int, int, int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,9 @@ class Trajectories(Part):
         ids = await self._client.list_ids(self._keys.groups(state.value), limit)
         return [GroupId(identity.decode()) for identity in ids]
 
-    async def load_groups(self, ids: Sequence[GroupId], *, with_trajectories: bool = True) -> list[Group]:
+    async def load_groups(
+        self, ids: Sequence[GroupId], *, with_trajectories: bool = True, with_tokens: bool = True
+    ) -> list[Group]:
         loaded: list[Group] = []
         for start in range(0, len(ids), _GROUPS_PER_READ):
             chunk = ids[start : start + _GROUPS_PER_READ]
@@ -57,7 +60,7 @@ class Trajectories(Part):
             groups = [packing.make_group(identity, row) for identity, row in zip(chunk, rows, strict=True)]
             if with_trajectories:
                 here = [one for group in groups if not group.archived for one in group.trajectory_ids]
-                flat = iter(await self.load_trajectories(here))
+                flat = iter(await self._load_trajectories(here, with_tokens=with_tokens))
                 groups = [
                     group
                     if group.archived
@@ -68,11 +71,14 @@ class Trajectories(Part):
         return loaded
 
     async def load_trajectories(self, ids: Sequence[TrajectoryId]) -> list[Trajectory]:
+        return await self._load_trajectories(ids)
+
+    async def _load_trajectories(self, ids: Sequence[TrajectoryId], *, with_tokens: bool = True) -> list[Trajectory]:
         chunks = [
             records.by_group(ids[start : start + _TRAJECTORIES_PER_READ])
             for start in range(0, len(ids), _TRAJECTORIES_PER_READ)
         ]
-        return [claim.trajectory for claim in await self._load(chunks)]
+        return [claim.trajectory for claim in await self._load(chunks, with_tokens=with_tokens)]
 
     async def load_prompts(self, groups: Sequence[GroupId]) -> list[common_pb2.Prompt]:
         packed = await self._client.read([("HGET", self._keys.payload(group), "prompt") for group in groups])
@@ -81,28 +87,33 @@ class Trajectories(Part):
                 raise RequestError(f"group {group} is unknown or archived.", field="group_id")
         return [common_pb2.Prompt.FromString(found) for found in packed]
 
-    async def _load(self, chunks: Iterable[Sequence[tuple[GroupId, Sequence[int]]]]) -> list[Claim]:
+    async def _load(
+        self, chunks: Iterable[Sequence[tuple[GroupId, Sequence[int]]]], *, with_tokens: bool = True
+    ) -> list[Claim]:
         """Trajectories with their prompts; chunks: (group, samples), read in one call each."""
         asked: list[Sequence[tuple[GroupId, Sequence[int]]]] = []
 
         def calls() -> Iterator[list[Argument]]:
             for runs in chunks:
                 asked.append(runs)
-                yield [word for group, some in runs for word in (group, len(some), records.pack_numbers(some))]
+                words = [word for group, some in runs for word in (group, len(some), records.pack_numbers(some))]
+                yield [int(with_tokens), *words]
 
-        answered = 0
-
-        def take(answer: Sequence[Any]) -> list[Claim]:
-            nonlocal answered
-            answered += 1
-            return list(_claims(asked[(answered - 1) % len(asked)], answer))
+        def take(number: int, answer: Sequence[Any]) -> list[Claim]:
+            return list(_claims(asked[number], answer))
 
         loaded = await self._client.run_each("load_trajectories", None, calls(), take)
         return [claim for some in loaded for claim in some]
 
     async def _load_taken(self, answer: Sequence[bytes]) -> list[Claim]:
         """Claims from claim_finished.lua's answer."""
-        return await self._load(_bounded(answer))
+        taken = list(_bounded(answer))
+        wanted = ((self._keys.payload(group), _names(rows)) for group, rows in taken)
+
+        def take(number: int, values: Sequence[bytes | None]) -> list[Claim]:
+            return _taken_claims(*taken[number], values)
+
+        return [claim for some in await self._client.fields(wanted, take) for claim in some]
 
     async def _load_leased(self, answer: Sequence[bytes]) -> list[Claim]:
         """Claims from claim.lua's answer; reads segments only where there are any."""
@@ -112,15 +123,8 @@ class Trajectories(Part):
             group, prompt = GroupId(answer[i].decode()), _prompt(answer[i + 2])
             for sample, attempts, spans, tokens, _ in records.CLAIMED.iter_unpack(answer[i + 1]):
                 identity = trajectory_id(group, sample)
-                trajectory = Trajectory(
-                    trajectory_id=identity,
-                    group_id=group,
-                    prompt_token_ids=prompt.token_ids,
-                    segments=(),
-                    state=TrajectoryState.LEASED,
-                    attempts=attempts,
-                    spans=spans,
-                )
+                row = (records.LEASED, 0, attempts, spans, 0, 0, 0, 1)
+                trajectory = packing.make_trajectory(identity, group, row, b"", (), prompt.token_ids)
                 claims.append(Claim(trajectory, prompt.message))
                 if tokens:
                     started.append(identity)
@@ -130,22 +134,41 @@ class Trajectories(Part):
         return [Claim(loaded.get(one.trajectory.trajectory_id, one.trajectory), one.prompt) for one in claims]
 
 
-def _bounded(answer: Sequence[bytes]) -> Iterator[list[tuple[GroupId, list[int]]]]:
-    """Members in claim_finished.lua's answer, in parts of bounded length and size."""
-    runs: list[tuple[GroupId, list[int]]] = []
-    num_bytes = number = 0
+def _bounded(answer: Sequence[bytes]) -> Iterator[tuple[GroupId, list[_Taken]]]:
+    """Members of groups in claim_finished.lua's answer, rows of TAKEN, in parts of bounded size."""
     for i in range(0, len(answer), 2):
-        group = GroupId(answer[i].decode())
-        runs.append((group, []))
-        for sample, tokens in records.TAKEN.iter_unpack(answer[i + 1]):
-            if num_bytes > BYTES_PER_CALL or number == _KNOWN_PER_READ:
-                yield [run for run in runs if run[1]]
-                runs, num_bytes, number = [(group, [])], 0, 0
-            runs[-1][1].append(sample)
-            num_bytes += BYTES_PER_TOKEN * tokens
-            number += 1
-    if runs:
-        yield runs
+        group, part, num_bytes = GroupId(answer[i].decode()), list[_Taken](), 0
+        for row in records.TAKEN.iter_unpack(answer[i + 1]):
+            if num_bytes > BYTES_PER_CALL:
+                yield group, part
+                part, num_bytes = [], 0
+            part.append(row)
+            num_bytes += BYTES_PER_TOKEN * row[4]
+        yield group, part
+
+
+def _names(rows: Sequence[_Taken]) -> list[str]:
+    """Fields of a payload: the prompt, then the segments of each sample."""
+    return ["prompt", *itertools.chain.from_iterable(_segment_names(row[0], row[5]) for row in rows)]
+
+
+@functools.lru_cache(maxsize=2**12)
+def _segment_names(sample: int, parts: int) -> list[str]:
+    return [f"{sample}:{part}" for part in range(parts)]
+
+
+def _taken_claims(group: GroupId, rows: Sequence[_Taken], values: Sequence[bytes | None]) -> list[Claim]:
+    """Claims of one group that is being scored; none when it was dropped and archived meanwhile."""
+    if values[0] is None:
+        return []
+    prompt, at, claims = _prompt(values[0]), 1, []
+    for sample, finish, attempts, spans, tokens, parts in rows:
+        row = (records.SCORING, finish, attempts, spans, tokens, parts, 0, 1)
+        identity, end = trajectory_id(group, sample), at + parts
+        made = packing.make_trajectory(identity, group, row, b"", values[at:end], prompt.token_ids)
+        claims.append(Claim(made, prompt.message))
+        at = end
+    return claims
 
 
 def _claims(runs: Sequence[tuple[GroupId, Sequence[int]]], answer: Sequence[Any]) -> Iterator[Claim]:
@@ -158,7 +181,7 @@ def _claims(runs: Sequence[tuple[GroupId, Sequence[int]]], answer: Sequence[Any]
         reasons = reasons or itertools.repeat(b"", len(samples))
         at = 1
         for sample, row, reason in zip(samples, records.LOADED.iter_unpack(rows), reasons, strict=True):
-            end = at + row[4] + row[5]
+            end = at + (row[5] if row[7] else 0) + row[6]
             identity = trajectory_id(group, sample)
             yield Claim(
                 packing.make_trajectory(identity, group, row, reason, values[at:end], prompt.token_ids), prompt.message

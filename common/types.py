@@ -130,7 +130,10 @@ class Segment:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One sample of a prompt, with everything that made it."""
+    """One sample of a prompt, with everything that made it.
+
+    unread_tokens, unread_segments: how many of them the buffer holds and whoever loaded the trajectory did not ask for.
+    """
 
     trajectory_id: TrajectoryId
     group_id: GroupId
@@ -142,6 +145,8 @@ class Trajectory:
     attempts: int = 0
     spans: int = 0
     drop_reason: str = ""
+    unread_tokens: int = 0
+    unread_segments: int = 0
 
     @property
     def token_ids(self) -> IntArray:
@@ -158,7 +163,12 @@ class Trajectory:
     @property
     def num_tokens(self) -> int:
         """Length of the response so far."""
-        return sum(len(segment.token_ids) for segment in self.segments)
+        return self.unread_tokens + sum(len(segment.token_ids) for segment in self.segments)
+
+    @property
+    def num_segments(self) -> int:
+        """In how many parts it was generated."""
+        return self.unread_segments + len(self.segments)
 
     @property
     def reward(self) -> float:

@@ -2,15 +2,15 @@
 -- Whole trajectories in one answer: asyncio costs more per answer than the server per read. Changes nothing,
 -- so it checks no fence; ARGV[1] and ARGV[2] are unused.
 --
--- Arguments  from ARGV[3], three a group: id, number of samples, their numbers as rows of NUMBER
---            (buffer/records.py)
+-- Arguments  ARGV[3] 1: with segments, 0: without; then three a group: id, number of samples, their numbers as
+--            rows of NUMBER (buffer/records.py)
 -- Reads      records, payload:*
 -- Returns    flat list, three a group: a row of LOADED a sample; a drop reason a sample (none: no sample is
---            dropped); the packed prompt, then segments and, when it has ended, components, sample by sample.
+--            dropped); the packed prompt, then segments, if wanted, and components, if it has ended, by sample.
 --            No rows for an unknown group or sample; for an archived group no rows, and the file as the last
 
-local ids = {}
-for i = 3, #ARGV, 3 do
+local with_segments, ids = tonumber(ARGV[3]), {}
+for i = 4, #ARGV, 3 do
   ids[#ids + 1] = ARGV[i]
 end
 fetch(ids)
@@ -29,9 +29,12 @@ local function load(id, samples)
     local state, parts, at = c.state[i], c.parts[i], #rows
     local ended = state >= SCORED
     rows[at + 1], rows[at + 2], rows[at + 3] = state, c.finish[i], c.attempts[i]
-    rows[at + 4], rows[at + 5], rows[at + 6] = c.spans[i], parts, ended and 1 or 0
-    for part = 0, parts - 1 do
-      names[#names + 1] = field(sample, part)
+    rows[at + 4], rows[at + 5], rows[at + 6] = c.spans[i], c.tokens[i], parts
+    rows[at + 7], rows[at + 8] = ended and 1 or 0, with_segments
+    if with_segments == 1 then
+      for part = 0, parts - 1 do
+        names[#names + 1] = field(sample, part)
+      end
     end
     if ended then
       names[#names + 1] = field(sample, 'score')
@@ -45,11 +48,11 @@ local function load(id, samples)
       values[#values + 1] = value
     end
   end
-  return pack_rows('BBI4I4I4B', rows, #samples), dropped and reasons or {}, values
+  return pack_rows('BBI4I4I4I4BB', rows, #samples), dropped and reasons or {}, values
 end
 
 local answers = {}
-for i = 3, #ARGV, 3 do
+for i = 4, #ARGV, 3 do
   local at = #answers
   local samples = unpack_rows('I2', ARGV[i + 2], tonumber(ARGV[i + 1]))
   answers[at + 1], answers[at + 2], answers[at + 3] = load(ARGV[i], samples)

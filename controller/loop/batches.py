@@ -65,7 +65,7 @@ def facts_of(groups: Sequence[Group], rewards: Mapping[TrajectoryId, float]) -> 
         clip_ratio=reasons.count(common_pb2.FINISH_REASON_LENGTH) / count,
         repeat_ratio=reasons.count(common_pb2.FINISH_REASON_REPEAT) / count,
         solved=sum(all(map(is_correct, scored(group))) for group in groups) / max(1, len(groups)),
-        continued=sum(len(trajectory.segments) > 1 for trajectory in trajectories) / count,
+        continued=sum(trajectory.num_segments > 1 for trajectory in trajectories) / count,
     )
 
 

@@ -82,7 +82,7 @@ async def replay(loop: Reinforcement) -> None:
         with parts.board.phase("train", batch.iteration):
             await loop.step(batch)
         failpoints.reach("resume.retrained")
-        groups = await parts.buffer.load_groups([GroupId(group.group_id) for group in batch.groups])
+        groups = await parts.buffer.load_groups([GroupId(group.group_id) for group in batch.groups], with_tokens=False)
         rewards = {
             TrajectoryId(trajectory): reward
             for group in batch.groups

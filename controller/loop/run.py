@@ -118,7 +118,8 @@ class Reinforcement:
     async def _train(self, iteration: int) -> tuple[list[Group], dict[TrajectoryId, float], dict[str, float]]:
         parts, state = self.parts, self.parts.state
         complete = await parts.buffer.groups(GroupState.COMPLETE)
-        groups = [group for group in await parts.buffer.load_groups(complete) if batches.scored(group)]
+        loaded = await parts.buffer.load_groups(complete, with_tokens=False)  # the trainer reads those
+        groups = [group for group in loaded if batches.scored(group)]
         if not groups:
             return [], {}, {}
         rewards = await self._rewards(groups, iteration)

@@ -16,7 +16,8 @@ async def show_samples(parts: Parts, groups: Sequence[Group]) -> None:
     prompts = await parts.buffer.load_prompts([group.group_id for group in shown])
     canaries: list[list[int]] = []
     for group, prompt in zip(shown, prompts, strict=True):
-        for trajectory in _contrast(batches.scored(group)):
+        contrast = [trajectory.trajectory_id for trajectory in _contrast(batches.scored(group))]
+        for trajectory in await parts.buffer.load_trajectories(contrast):
             tokens = trajectory.token_ids.tolist()
             canaries.append([*prompt.token_ids, *tokens])
             parts.board.sample(
@@ -30,7 +31,7 @@ async def show_samples(parts: Parts, groups: Sequence[Group]) -> None:
                     components=trajectory.components,
                     finish_reason=trajectory.finish_reason,
                     num_tokens=trajectory.num_tokens,
-                    num_segments=len(trajectory.segments),
+                    num_segments=trajectory.num_segments,
                 )
             )
     if canaries:

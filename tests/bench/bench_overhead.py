@@ -16,8 +16,9 @@ The sizes and times, by --size:
                 appendix, read in a copy): 1,097 s. k1.5 publishes none of its own but the switches: less than
                 60 s one way and about 10 s back. Its responses' mean length isn't published; 8,000 tokens are taken.
 
-`cpu_s` is the processor time of controller and Valkey by iteration: on a machine with other work it tells more than
-the wall time does. Checkpoints are of a toy's size: writing gigabytes is the trainer's work, not the controller's.
+`phases_s` tells where the seconds are; what lies between phases is in `ours` alone. `cpu_s` is the processor time of
+controller and Valkey by iteration, most of it spent beside generation (scoring reads and decodes every response), so
+it is more than what they add. Checkpoints are of a toy's size: writing gigabytes is the trainer's work.
 """
 
 import argparse
@@ -39,7 +40,7 @@ from crescendo.common.telemetry import read_jsonl
 from crescendo.controller import app
 from crescendo.controller.launch import fleet
 from tests.bench.harness import Measured, progress, report
-from tests.bench.overhead_rig import NoCluster, Rig
+from tests.bench.overhead_rig import PHASES, NoCluster, Rig, TimedBoard
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "quickstart" / "recipe.yaml"
 MODULE = "tests.bench.overhead_rig"
@@ -107,13 +108,18 @@ def run(folder: RunFolder) -> list[dict[str, float]]:
     process.start()
     found: list[dict[str, float]] = []
     while process.is_alive():
-        rows = sum(row["iteration"] >= 1 for row in read_jsonl(folder.metrics))
+        rows = sum(row["iteration"] >= 1 and row["stage"] != "end" for row in read_jsonl(folder.metrics))
         if rows > len(found):
             found.append(_cpu_s(process.pid))
         process.join(POLL_S)
     if process.exitcode:
-        raise SystemExit(f"the run ended with {process.exitcode}: see {folder.logs}")
+        raise SystemExit(f"the run ended with {process.exitcode}: {_last_event(folder)}")
     return found
+
+
+def _last_event(folder: RunFolder) -> str:
+    rows = list(read_jsonl(folder.events))
+    return str(rows[-1]["message"]) if rows else (folder.logs / "controller.log").read_text()[-2000:]
 
 
 def _cpu_s(pid: int | None) -> dict[str, float]:
@@ -133,6 +139,7 @@ def _control(folder: RunFolder) -> None:
         mock.patch.object(fleet, "Cluster", NoCluster),
         mock.patch.object(fleet, "LOCAL_MODULES", modules),
         mock.patch.object(app, "write_report"),
+        mock.patch.object(app, "Board", TimedBoard),
     ):
         raise SystemExit(asyncio.run(app.run_controller(folder.root)))
 
@@ -140,12 +147,25 @@ def _control(folder: RunFolder) -> None:
 def overheads(folder: RunFolder) -> tuple[list[float], list[dict[str, Any]]]:
     """Seconds that each iteration but the first took beyond what engines and trainer slept; and its metrics."""
     rows = [row for row in read_jsonl(folder.metrics) if row.get("iteration", 0) >= 1 and row["stage"] != "end"]
-    found = []
-    for before, row in itertools.pairwise(rows):
-        begin, end = float(before["unix_seconds"]), float(row["unix_seconds"])
-        engines = [_slept(folder, f"rollout-{index}", begin, end) for index in range(ENGINES)]
-        found.append(end - begin - max(engines) - _slept(folder, "trainer-0", begin, end))
-    return found, rows[1:]
+    pairs = itertools.pairwise(float(row["unix_seconds"]) for row in rows)
+    return [_added(folder, begin, end) for begin, end in pairs], rows[1:]
+
+
+def by_phase(folder: RunFolder) -> dict[str, float]:
+    """Seconds that a phase added, in the median over iterations but the first."""
+    found: dict[str, dict[int, float]] = {}
+    for row in read_jsonl(folder.root / PHASES):
+        if row["iteration"] > 1 and row["name"] != "validate":
+            of_phase = found.setdefault(row["name"], {})
+            added = _added(folder, row["begin"], row["end"])
+            of_phase[row["iteration"]] = of_phase.get(row["iteration"], 0.0) + added
+    return {name: round(statistics.median(values.values()), 3) for name, values in found.items()}
+
+
+def _added(folder: RunFolder, begin: float, end: float) -> float:
+    """Seconds of a span in which neither engines nor trainer slept."""
+    engines = [_slept(folder, f"rollout-{index}", begin, end) for index in range(ENGINES)]
+    return end - begin - max(engines) - _slept(folder, "trainer-0", begin, end)
 
 
 def _slept(folder: RunFolder, worker: str, begin: float, end: float) -> float:
@@ -168,12 +188,14 @@ def main() -> None:
         progress(f"{arguments.iterations + 1} iterations of about {size.real_s / arguments.compress:.0f} s")
         cpu = run(folder)
         found, rows = overheads(folder)
+        phases = by_phase(folder)
         tokens = statistics.mean(float(row["trained_tokens"]) for row in rows)
     details = {
         "size": arguments.size,
         "target": 0.01,
         "held": int(statistics.median(found) <= 0.01 * size.real_s),
         "overhead_s": [round(value, 2) for value in found],
+        "phases_s": phases,
         "trajectories": size.prompts * size.samples,
         "tokens_an_iteration": round(tokens),
         "cpu_s": {

@@ -6,7 +6,8 @@ The controller starts them as it starts the reward service. `rollout` is the rea
 flushes) over `TimedEngine`, whose steps sleep and then give each response a run of tokens. `trainer` reads its batch
 from the buffer as the real one does, then sleeps. `reward` and `executor` answer at once. Each writes how long it
 slept, with the time, into `slept-<worker>.jsonl` in the run folder: that is the time that generation and training
-take in the simulation, and all the rest is what controller and buffer add.
+take in the simulation, and all the rest is what controller and buffer add. The controller's phases go to
+`phases.jsonl`.
 """
 
 import argparse
@@ -17,24 +18,27 @@ import json
 import math
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from crescendo.buffer import connect
-from crescendo.common.config.schema import PlacementConfig
 from crescendo.common.rpc import guarded, serve
-from crescendo.common.runfolder import write_atomically
+from crescendo.common.runfolder import RunFolder, write_atomically
 from crescendo.common.service import RunningService, ServiceSpec
 from crescendo.common.telemetry.jsonl import JsonlWriter
+from crescendo.controller.launch.cluster import Cluster
+from crescendo.controller.loop.board import Board
 from crescendo.proto.v1 import common_pb2, trainer_pb2, trainer_pb2_grpc
 from crescendo.rollout import service as rollout_service
 from crescendo.rollout.engine.base import EngineOutput, EngineRequest, Output, ScoreOutput
 from tests.integration.light_services import LightService, LightTrainer, start_executor, start_reward
 
 PLAN = "rig.json"
+PHASES = "phases.jsonl"
 PR_SET_PDEATHSIG = 1
 SIGMA = 0.6  # of the logarithm of a response's length: a tail of three to four times the mean
 
@@ -58,25 +62,42 @@ class Rig:
         return cls(**json.loads((Path(spec.run_folder) / PLAN).read_text()))
 
 
-class NoCluster:
-    """The seam of controller/launch/cluster.py without Ray: every service is a plain process here."""
+class NoCluster(Cluster):
+    """Without Ray: every service is a plain process here."""
 
-    is_local = True
-    is_connected = False
+    _connected = False
 
-    def __init__(self, placement: PlacementConfig, uses_gpu: bool) -> None:
-        pass
+    @property
+    def is_local(self) -> bool:
+        """Process ids mean something here."""
+        return True
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether `connect` was called."""
+        return self._connected
 
     async def connect(self, scratch: Path, deadline_s: float) -> None:
         """Nothing to connect to."""
-        self.is_connected = True
-
-    def why_lost(self) -> str:
-        """It cannot be lost."""
-        return ""
+        self._connected = True
 
     async def shutdown(self) -> None:
         """Nothing to shut down."""
+
+
+class TimedBoard(Board):
+    """A board that writes when each phase began and ended."""
+
+    def __init__(self, folder: RunFolder, *rest: Any, **more: Any) -> None:
+        super().__init__(folder, *rest, **more)
+        self._phases_file = JsonlWriter(folder.root / PHASES)
+
+    @contextmanager
+    def phase(self, name: str, iteration: int = 0) -> Iterator[None]:
+        begin = time.time()
+        with super().phase(name, iteration):
+            yield
+        self._phases_file.write({"name": name, "iteration": iteration, "begin": begin, "end": time.time()})
 
 
 @dataclass
@@ -119,6 +140,7 @@ class TimedEngine:
             return outputs
         begun = time.monotonic()
         time.sleep(self._rig.step_s)
+        slept_s, own_s = time.monotonic() - begun, time.thread_time()
         for one, running in list(self._running.items()):
             count = min(running.left, self._rig.step_tokens)
             running.left -= count
@@ -127,20 +149,22 @@ class TimedEngine:
                 reason = common_pb2.FINISH_REASON_STOP if running.ends else common_pb2.FINISH_REASON_LENGTH
                 del self._running[one]
             outputs.append(EngineOutput(one, self._tokens[:count], self._log_probs[:count], reason))
-        self._slept.write({"at": time.time(), "seconds": time.monotonic() - begun})
+        # A real engine makes its outputs too; waiting for the interpreter while the service works counts as overhead.
+        self._slept.write({"at": time.time(), "seconds": slept_s + time.thread_time() - own_s})
         return outputs
 
     def abort(self, request_ids: Sequence[str]) -> None:
         for one in request_ids:
             self._running.pop(one, None)
 
-    def load_weights(self, manifest: common_pb2.WeightManifest) -> None:
+    def load_weights(self, manifest: common_pb2.WeightManifest) -> list[int] | None:
         """Any weights will do."""
+        return None
 
     def release(self, method: str) -> None:
         """Holds no device."""
 
-    def acquire(self) -> None:
+    def acquire(self, *, cache: bool = True) -> None:
         """Needs no device."""
 
     def close(self) -> None:

@@ -88,6 +88,25 @@ async def test_groups_are_listed_oldest_first(driver: Driver) -> None:
         await driver.buffer.load_groups([new_group(9).group_id])
 
 
+async def test_groups_come_without_tokens_but_with_their_numbers(driver: Driver) -> None:
+    group = new_group(0, samples=2)
+    await driver.open(group)
+    a, b = ids_of(group)
+    await driver.claim()
+    await driver.flush(Update(a, 0, segment(3)))
+    await driver.flush(Update(a, 3, segment(2), TrajectoryState.FINISHED, STOP))
+    await driver.finish(b)
+    await driver.score(a, b, raw=0.5)
+    (whole,) = await driver.buffer.load_groups([group.group_id])
+    (light,) = await driver.buffer.load_groups([group.group_id], with_tokens=False)
+    assert [one.segments for one in light.trajectories] == [(), ()]
+    for heavy, one in zip(whole.trajectories, light.trajectories, strict=True):
+        assert (one.num_tokens, one.num_segments) == (heavy.num_tokens, heavy.num_segments)
+        assert (one.state, one.finish_reason, one.components) == (heavy.state, heavy.finish_reason, heavy.components)
+    assert [one.num_segments for one in light.trajectories] == [2, 1]
+    assert (await driver.buffer.load_groups([new_group(0).group_id], with_trajectories=False))[0].trajectories == ()
+
+
 async def test_a_batch_names_groups_once_and_rewards_for_each(driver: Driver) -> None:
     group = new_group()
     await driver.complete(group)

@@ -15,7 +15,7 @@ from crescendo.common.types import Segment, TrajectoryId, TrajectoryState, group
 from crescendo.proto.v1 import common_pb2
 
 IDENTITY = TrajectoryId("b0-i000001-d0000-s000")
-ROW = (5, common_pb2.FINISH_REASON_STOP, 1, 2, 2, 0)  # finished
+ROW = (5, common_pb2.FINISH_REASON_STOP, 1, 2, 8, 2, 0, 1)  # finished, with its segments
 
 
 def some_segment(tokens: int = 4) -> Segment:

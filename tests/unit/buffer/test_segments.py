@@ -1,5 +1,9 @@
 """A segment's bytes."""
 
+import copy
+import dataclasses
+import pickle
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -66,3 +70,11 @@ def test_a_truncated_segment_is_found(cut: int) -> None:
 def test_a_missing_segment_is_found() -> None:
     with pytest.raises(BufferStateError, match="missing"):
         unpack_segment(None)
+
+
+def test_a_segment_that_was_read_can_be_copied_and_sent() -> None:
+    back = unpack_segment(pack_segment(segment(3)))
+    for again in (copy.copy(back), pickle.loads(pickle.dumps(back)), dataclasses.replace(back, stage="16k")):
+        assert (again.token_ids.tolist(), again.loss_mask.tolist()) == ([0, 1, 2], [True] * 3)
+    with pytest.raises(AttributeError, match="nothing_of_the_kind"):
+        _ = back.nothing_of_the_kind  # type: ignore[attr-defined]
