@@ -10,14 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.controller_stub import StubController, write_identity
 from tests.cluster.jobs import JobView, quickstart, volumes
 from tests.cluster.kube.build import build
 from tests.cluster.kube.control_plane import ControlPlane
 from tests.cluster.kube.proxy import Proxy
+from tests.cluster.kube.ready import ready
 from tests.cluster.operator_process import Operator
-
-ROOT = Path(__file__).parents[2]
-CRD = ROOT / "helm/crescendo/files/rljob-crd.yaml"
 
 
 def cannot(reason: str) -> None:
@@ -35,17 +34,8 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlP
         build()
     except (RuntimeError, subprocess.SubprocessError) as error:
         cannot(f"Kubernetes could not be built: {error}")
-    found = ControlPlane(tmp_path_factory.mktemp("cluster"))
-    try:
-        found.start()
-        found.start_kuberay()
-        found.start_fake_nodes(8)
-        found.kubectl("apply", "--server-side", "-f", str(CRD))
-        found.wait_for_definitions("rljobs.rl.crescendo.dev")
-        found.kubectl("create", "namespace", "crescendo-system")
-        yield found
-    finally:
-        found.stop()
+    with ready(tmp_path_factory.mktemp("cluster")) as plane:
+        yield plane
 
 
 @pytest.fixture
@@ -80,6 +70,19 @@ def proxy(control_plane: ControlPlane) -> Iterator[Proxy]:
     yield found
     found.stop()
     print({f"{verb} {resource}": count for (verb, resource), count in found.seen.items()}, dict(found.injected))
+
+
+@pytest.fixture
+def controller(
+    control_plane: ControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[StubController]:
+    """Where an operator that is told so finds the controller of every run."""
+    for name, value in write_identity(control_plane, tmp_path / "controller").items():
+        monkeypatch.setenv(name, value)
+    found = StubController()
+    found.start()
+    yield found
+    found.stop()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ With a certificate of the operator's own authority, so that both sides prove who
 """
 
 import asyncio
-import base64
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +12,10 @@ import grpc
 
 from crescendo.common.rpc import serve
 from crescendo.common.rpc.identity import SERVER_NAME, VARIABLE, Identity
+from crescendo.controller.operator.api import KubernetesApi
+from crescendo.controller.operator.authority import load_authority
 from crescendo.controller.operator.certificates import KeyPair, new_leaf
+from crescendo.controller.operator.options import Options
 from crescendo.controller.service import SERVICE_NAME
 from crescendo.proto.v1 import controller_pb2 as pb
 from crescendo.proto.v1 import controller_pb2_grpc
@@ -60,7 +62,7 @@ class StubController:
         self._loop = asyncio.new_event_loop()
         self._ended = asyncio.Event()
         self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._serve(),), daemon=True)
+        self._thread = threading.Thread(target=self._run, name="controller", daemon=True)
 
     def start(self) -> None:
         """Serves; CRESCENDO_IDENTITY names the folder of its certificate."""
@@ -71,6 +73,10 @@ class StubController:
         """Ends it."""
         self._loop.call_soon_threadsafe(self._ended.set)
         self._thread.join(20)
+
+    def _run(self) -> None:
+        self._loop.run_until_complete(self._serve())
+        self._loop.close()
 
     async def _serve(self) -> None:
         def register(server: grpc.aio.Server) -> None:
@@ -85,11 +91,18 @@ class StubController:
 
 def write_identity(plane: ControlPlane, folder: Path) -> dict[str, str]:
     """A controller's certificate from the authority in the cluster, made as the operator makes it; the environment."""
-    data = plane.get("secret", "crescendo-authority", "-n", "crescendo-system")["data"]
-    authority = KeyPair(base64.b64decode(data["tls.crt"]), base64.b64decode(data["tls.key"]))
+    authority = asyncio.run(_authority(plane))
     uri = Identity("anywhere", "stub", "controller").uri
     leaf = new_leaf(authority, uri, [SERVER_NAME], datetime.now(UTC), days=1)
     folder.mkdir()
     for name, content in (("tls.crt", leaf.certificate), ("tls.key", leaf.key), ("ca.crt", authority.certificate)):
         (folder / name).write_bytes(content)
     return {VARIABLE: str(folder)}
+
+
+async def _authority(plane: ControlPlane) -> KeyPair:
+    api = KubernetesApi(plane.admin)
+    try:
+        return await load_authority(api, Options())
+    finally:
+        await api.close()

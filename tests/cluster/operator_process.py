@@ -3,6 +3,7 @@
 `controllers`: where every run's ControllerService answers, since there is no cluster DNS here (redirected_operator.py).
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -55,9 +56,10 @@ class Operator:
             )  # fmt: skip
 
     def kill(self) -> None:
-        """SIGKILL, as a lost node would."""
+        """SIGKILL, as a lost node would; one that has ended is fine."""
         assert self._child is not None
-        os.killpg(self._child.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._child.pid, signal.SIGKILL)
         self._child.wait()
 
     def ended(self) -> bool:

@@ -23,8 +23,11 @@ def test_a_job_becomes_a_rayjob_whose_pods_pass_pod_security(
     status = job.status()
     assert status["phase"] == "Starting"
     assert status["observedGeneration"] == 1
-    events = control_plane.kubectl("get", "events", "-n", job.namespace, "--field-selector=involvedObject.kind=RLJob")
-    assert "AttemptCreated" in events
+    told = control_plane.kubectl("describe", "rljob", "math", "-n", job.namespace)
+    assert "AttemptCreated" in told
+    pods = control_plane.kubectl("describe", "pod", "-n", job.namespace, "-l", "rl.crescendo.dev/job=math")
+    assert "ray-head" in pods
+    assert "ray-worker" in pods
 
 
 def test_deleting_a_job_leaves_its_volume_only(

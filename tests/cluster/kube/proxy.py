@@ -96,6 +96,7 @@ class Proxy:
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
+        await asyncio.sleep(0.1)  # aborted transports close in the next rounds of the loop
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()

@@ -1,0 +1,219 @@
+"""An RLJob's whole life on a real API server: it runs and completes, fails for each reason, is suspended in each phase.
+
+Pods are fake, so the test says what KubeRay would say of its RayJob, and a stub answers for the run's controller.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cluster.controller_stub import StubController
+from tests.cluster.jobs import JobView, quickstart, volumes
+from tests.cluster.kube.control_plane import ControlPlane
+from tests.cluster.operator_process import Operator
+
+pytestmark = pytest.mark.timeout(600)
+Eventually = Callable[..., None]
+QUEUE = {"name": "training"}
+
+
+@pytest.fixture
+def operator(
+    control_plane: ControlPlane, controller: StubController, namespace: str, tmp_path: Path
+) -> Iterator[Operator]:
+    found = Operator(control_plane.admin, tmp_path, [namespace], controllers=controller.address)
+    found.start()
+    yield found
+    found.kill()
+    print(found.log[-4000:])
+
+
+@pytest.fixture
+def create(control_plane: ControlPlane, namespace: str) -> Callable[..., JobView]:
+    def one(name: str, **spec: Any) -> JobView:
+        volumes(control_plane, namespace, (name,))
+        control_plane.apply(quickstart(name, namespace, **spec))
+        return JobView(control_plane, name, namespace)
+
+    return one
+
+
+def running(job: JobView, eventually: Eventually) -> JobView:
+    eventually(f"{job.name} has an attempt", lambda: job.children("rayjob") == [f"{job.name}-1"], 60)
+    job.kuberay_says(1, jobDeploymentStatus="Running", jobStatus="RUNNING")
+    eventually(f"{job.name} runs", lambda: job.phase == "Running", 60)
+    return job
+
+
+def failed(job: JobView, eventually: Eventually, message: str) -> None:
+    eventually(f"{job.name} has an attempt", lambda: job.children("rayjob") == [f"{job.name}-1"], 60)
+    job.kuberay_says(1, jobDeploymentStatus="Failed", jobStatus="FAILED", reason="AppFailed", message=message)
+
+
+def reasons(plane: ControlPlane, job: JobView) -> set[str]:
+    """Of its events."""
+    selector = f"regarding.name={job.name}"
+    found = plane.get("events.v1.events.k8s.io", "-n", job.namespace, "--field-selector", selector)
+    return {event["reason"] for event in found["items"]}
+
+
+def test_a_job_runs_is_promoted_completes_and_goes(
+    control_plane: ControlPlane,
+    operator: Operator,
+    controller: StubController,
+    create: Callable[..., JobView],
+    eventually: Eventually,
+) -> None:
+    job = create("math")
+    controller.run.status.committed_iteration = 2
+    running(job, eventually)
+    status = job.status()
+    assert status["progress"]["summary"] == "3/10"
+    assert status["progress"]["metrics"] == [{"name": "length", "value": "100"}, {"name": "reward", "value": "0.5"}]
+    assert job.condition("Checkpointed") == "True"
+    shown = control_plane.kubectl("get", "rljob", "math", "-n", job.namespace).splitlines()[1].split()
+    assert shown[1:6] == ["Running", "short", "3/10", "0.5", "100"]
+    job.patch(promoteTo="long")
+    eventually("it is promoted", lambda: job.status().get("promotedTo") == "long")
+    assert controller.run.verbs == ["promote long"]
+
+    job.kuberay_says(1, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
+    eventually("it is complete", lambda: job.condition("Complete") == "True")
+    assert job.phase == "Succeeded"
+    assert job.condition("Running") == "False"
+    assert {"AttemptCreated", "Running", "Succeeded"} <= reasons(control_plane, job)
+    assert job.children("rayjob") == ["math-1"]
+    job.patch(ttlSecondsAfterFinished=1)
+    eventually("it is gone", lambda: "math" not in control_plane.kubectl("get", "rljob", "-n", job.namespace))
+
+
+def test_each_way_to_fail_has_its_reason(
+    control_plane: ControlPlane, operator: Operator, create: Callable[..., JobView], eventually: Eventually
+) -> None:
+    codes = {"InvalidRun": 2, "EnvironmentProblem": 3, "Stopped": 130}
+    jobs = {reason: create(f"code-{code}") for reason, code in codes.items()}
+    jobs["BackoffLimitExceeded"] = create("again", backoffLimit=0)
+    jobs["DeadlineExceeded"] = create("long", activeDeadlineSeconds=1)
+    late = create("late", preRunningDeadlineSeconds=1, backoffLimit=0)
+    for reason, code in codes.items():
+        failed(jobs[reason], eventually, f"the command ended with exit code {code}")
+    failed(jobs["BackoffLimitExceeded"], eventually, "the command ended with exit code 1")
+    eventually("an attempt", lambda: jobs["DeadlineExceeded"].children("rayjob") == ["long-1"], 60)
+    jobs["DeadlineExceeded"].kuberay_says(1, jobDeploymentStatus="Running", jobStatus="RUNNING")
+    for reason, job in jobs.items():
+        eventually(f"{job.name} fails", lambda job=job: job.condition("Failed") == "True", 60)
+        assert job.status()["reason"] == reason
+        assert job.condition("Running") in ("", "False")
+        assert reason in reasons(control_plane, job)
+    eventually("late fails", lambda: late.condition("Failed") == "True", 60)
+    assert "PreRunningDeadlineExceeded" in late.status()["message"]
+    for job in (late, jobs["DeadlineExceeded"]):
+        eventually(f"{job.name} gives its devices back", lambda job=job: job.children("rayjob") == [], 60)
+
+
+def test_a_failed_attempt_is_followed_by_another_from_the_same_volume(
+    control_plane: ControlPlane, operator: Operator, create: Callable[..., JobView], eventually: Eventually
+) -> None:
+    job = create("math")
+    failed(job, eventually, "the command ended with exit code 1")
+    eventually("it waits", lambda: job.phase == "Restarting")
+    eventually("the second attempt", lambda: job.children("rayjob") == ["math-2"], 60)
+    assert job.status()["failures"] == job.status()["restarts"] == 1
+    assert "AttemptFailed" in reasons(control_plane, job)
+    volume = control_plane.get("pvc", "math-run", "-n", job.namespace)["metadata"]["annotations"]
+    assert volume["rl.crescendo.dev/storage-id"] == job.body()["metadata"]["uid"]
+
+
+def test_a_job_is_suspended_and_resumed_whatever_it_is_doing(
+    control_plane: ControlPlane,
+    operator: Operator,
+    controller: StubController,
+    create: Callable[..., JobView],
+    eventually: Eventually,
+) -> None:
+    new = create("new", suspend=True)
+    queued, restarting = create("queued", queue=QUEUE), create("restarting")
+    eventually("it is queued", lambda: queued.children("rayjob") == ["queued-1"], 60)
+    label = control_plane.get("rayjob", "queued-1", "-n", queued.namespace)["metadata"]["labels"]
+    assert label["kueue.x-k8s.io/queue-name"] == "training"
+    control_plane.kubectl(
+        "patch", "rayjob", "queued-1", "-n", queued.namespace, "--type=merge", "-p", '{"spec":{"suspend":true}}'
+    )
+    eventually("it waits for quota", lambda: queued.phase == "Queued")
+    failed(restarting, eventually, "the command ended with exit code 1")
+    eventually("it waits for its next attempt", lambda: restarting.phase == "Restarting")
+    active = running(create("running"), eventually)
+    jobs = (new, queued, restarting, active)
+    for job in jobs[1:]:
+        job.patch(suspend=True)
+    for job in jobs:
+        eventually(f"{job.name} is suspended", lambda job=job: job.phase == "Suspended", 60)
+        assert job.children("rayjob") == []
+    assert set(controller.run.verbs) == {"stop commit=True"}
+    for job in jobs:
+        job.patch(suspend=False)
+    for job, number in zip(jobs, (1, 2, 2, 2), strict=True):
+        expected = [f"{job.name}-{number}"]
+        eventually(f"{job.name} goes on", lambda job=job, expected=expected: job.children("rayjob") == expected, 90)
+    assert [job.status().get("failures", 0) for job in jobs] == [0, 0, 1, 0]
+
+
+def test_a_suspension_that_has_begun_is_completed_even_when_it_is_taken_back(
+    operator: Operator, controller: StubController, create: Callable[..., JobView], eventually: Eventually
+) -> None:
+    job = running(create("math"), eventually)
+    controller.run.commits = False
+    job.patch(suspend=True)
+    eventually("it is asked to commit", lambda: controller.run.verbs != [])
+    job.patch(suspend=False)
+    eventually("it is asked again", lambda: len(controller.run.verbs) > 2)
+    assert job.phase == "Suspending"
+    assert job.children("rayjob") == ["math-1"]
+    controller.run.status.phase = "stopped"
+    eventually("the second attempt", lambda: job.children("rayjob") == ["math-2"], 60)
+    assert job.status().get("failures", 0) == 0
+
+
+def test_a_suspension_without_a_commit_ends_at_its_deadline(
+    control_plane: ControlPlane,
+    operator: Operator,
+    controller: StubController,
+    create: Callable[..., JobView],
+    eventually: Eventually,
+) -> None:
+    job = running(create("math", suspendDeadlineSeconds=2), eventually)
+    controller.run.commits = False
+    job.patch(suspend=True)
+    eventually("it is suspended", lambda: job.phase == "Suspended")
+    assert "SuspendDeadlineExceeded" in reasons(control_plane, job)
+
+
+def test_a_name_is_used_again_at_once(
+    control_plane: ControlPlane, operator: Operator, create: Callable[..., JobView], eventually: Eventually
+) -> None:
+    job = create("math", storage={"retention": "Delete"})
+    eventually("the first runs", lambda: job.condition("ClusterReady") == "True", 90)
+    first = job.body()["metadata"]["uid"]
+    control_plane.kubectl("delete", "rljob", "math", "-n", job.namespace)
+    control_plane.apply(quickstart("math", job.namespace, storage={"retention": "Delete"}))
+    second = job.body()["metadata"]["uid"]
+
+    def owned_by_the_second() -> bool:
+        found = control_plane.get("rayjobs,pvc", "-n", job.namespace)["items"]
+        owners = {one["metadata"]["ownerReferences"][0]["uid"] for one in found if one["kind"] == "RayJob"}
+        ids = {(one["metadata"].get("annotations") or {}).get("rl.crescendo.dev/storage-id") for one in found}
+        return owners == {second} and first not in ids and second in ids
+
+    eventually("the second has volumes and an attempt of its own", owned_by_the_second, 90)
+    assert job.status()["phase"] in ("Pending", "Starting")
+
+
+def test_volumes_go_with_a_job_that_says_so(
+    control_plane: ControlPlane, operator: Operator, create: Callable[..., JobView], eventually: Eventually
+) -> None:
+    job = create("math", storage={"retention": "Delete"})
+    eventually("both volumes are there", lambda: len(job.children("pvc")) == 2, 90)
+    control_plane.kubectl("delete", "rljob", "math", "-n", job.namespace)
+    eventually("all are gone", lambda: job.children("pvc") == job.children("all") == [], 90)
