@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from crescendo.common.config import load_config, read_mapping, save_resolved
+from crescendo.common.errors import ConfigError
 from crescendo.controller.operator.render import to_rljob
 from tests.cluster.kube.images import ROOT, VOLUME_MOUNT, version
 
@@ -51,6 +52,16 @@ def short_job(name: str, namespace: str, folder: Path, *, disaggregated: bool = 
         job["spec"]["placement"] = {"mode": "Disaggregated", "nodes": 1, "rolloutNodes": 1}
         job["spec"]["storage"]["accessMode"] = "ReadWriteMany"
     return job
+
+
+def takes_disaggregated() -> bool:
+    """Whether the config check lets CPU runs be disaggregated."""
+    apart = ("placement.name=disaggregated", "trainer.weight_channel=tcp")
+    try:
+        load_config(ROOT / "recipes/quickstart/recipe.yaml", [*SETTINGS, *apart])
+    except ConfigError:
+        return False
+    return True
 
 
 def volumes(name: str, namespace: str, folder: Path) -> list[Manifest]:

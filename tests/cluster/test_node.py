@@ -31,7 +31,7 @@ from tests.cluster.node_fixtures import (
     secure_namespace,
     start_node,
 )  # fmt: skip
-from tests.cluster.short_job import packages, short_job, volumes
+from tests.cluster.short_job import packages, short_job, takes_disaggregated, volumes
 
 pytestmark = pytest.mark.timeout(2400)
 CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
@@ -106,12 +106,16 @@ def test_the_installation_works(node: Node, helm: Helm, watch: Stopwatch) -> Non
     pods = node.get("pods", "-A")["items"]
     assert {pod["metadata"]["namespace"] for pod in pods} == {NAMESPACE, "kuberay-system"}
     assert [pod["metadata"]["name"] for pod in pods if pod["status"]["phase"] != "Running"] == []
+    log = node.kubectl("logs", "deploy/crescendo-operator", "-n", NAMESPACE)
+    assert [line for line in log.splitlines() if " ERROR " in line or line.startswith("Traceback")] == []
 
 
 @pytest.mark.parametrize("name", ["colocated", "disaggregated"])
 def test_a_short_job_succeeds(
     node: Node, team: str, volume_folder: Path, watch: Stopwatch, eventually: Eventually, name: str
 ) -> None:
+    if name == "disaggregated" and not takes_disaggregated():
+        pytest.skip("this version's config check refuses placement.name disaggregated on CPU")
     job = JobView(node, name, team)
     manifest = short_job(name, team, volume_folder, disaggregated=name == "disaggregated")
     node.apply({"apiVersion": "v1", "kind": "List", "items": volumes(name, team, volume_folder)})
@@ -134,6 +138,9 @@ def test_a_short_job_succeeds(
         print(diagnosis(node, job))
         raise
     assert seen[-2:] == ["Running", "Succeeded"]
+    head = f"rl.crescendo.dev/job={name},rl.crescendo.dev/component=head"
+    assert "--dashboard-host" in node.kubectl("get", "pods", "-n", team, "-l", head, "-o", "yaml")
+    assert "Ray runtime started" in node.kubectl("logs", "-n", team, "-l", head, "--tail=-1")
     check_status(node, job)
     check_volume(volume_folder / f"{name}-run" / name)
     eventually("its pods have ended", lambda: running_pods(node, team) == [], 180)

@@ -5,6 +5,8 @@ import time
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
+# Ten times a process: a group counts as one, and a whole node lives in this.
+SHARES = {"cpu.shares": "10240", "cpu.weight": "1000"}
 INHERITED = ("cpuset.cpus", "cpuset.mems")
 LIMIT_S = 20.0
 
@@ -17,6 +19,9 @@ def make(name: str) -> None:
         for setting in INHERITED:
             if hierarchy != ROOT and (folder / setting).exists():
                 (folder / setting).write_text((hierarchy / setting).read_text())
+        for setting, value in SHARES.items():
+            if (folder / setting).exists():
+                (folder / setting).write_text(value)
 
 
 def remove(name: str) -> None:

@@ -127,6 +127,9 @@ class Node(ControlPlane):
         network = self.folder / "cni"
         network.mkdir()
         (network / "10-bridge.conflist").write_text(json.dumps(_bridge(self.folder)))
+        store = self.folder / "containerd"
+        store.mkdir()
+        self.inside("mount", "-t", "tmpfs", "tmpfs", str(store))  # two gigabytes that no disk need write and delete
         file = self.folder / "containerd.toml"
         file.write_text(_containerd(self.folder, self._socket))
         path = f"{binaries()}:{_PATH}"
