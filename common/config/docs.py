@@ -16,6 +16,7 @@ from crescendo.common.config.check import describe_bounds
 from crescendo.common.config.fields import Rule
 from crescendo.common.config.schema import Config
 from crescendo.common.config.tree import camel_case, field_types, join
+from crescendo.common.generated import write_or_check
 
 DEFAULT_TARGET = Path("docs/configuration.md")
 
@@ -136,16 +137,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when the file is stale")
     parser.add_argument("target", nargs="?", type=Path, default=DEFAULT_TARGET)
     options = parser.parse_args(arguments)
-    text = render()
-    if options.check:
-        current = options.target.read_text(encoding="utf-8") if options.target.exists() else ""
-        if current != text:
-            print(f"{options.target} is stale: run python -m crescendo.common.config.docs", file=sys.stderr)
-            return 1
-        return 0
-    options.target.parent.mkdir(parents=True, exist_ok=True)
-    options.target.write_text(text, encoding="utf-8")
-    return 0
+    command = "python -m crescendo.common.config.docs"
+    return write_or_check({options.target: render()}, check=options.check, command=command)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from crescendo.common.config.fields import Rule
+from crescendo.common.generated import write_or_check
 from crescendo.reward_service.scorers.registry import GROUP_SCORERS, INTERNAL, REMOTE_SCORERS, SANDBOX_SCORERS, SCORERS
 from crescendo.reward_service.typed_options import kind_name
 
@@ -189,17 +190,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when a file is stale")
     parser.add_argument("root", nargs="?", type=Path, default=Path(), help="the repository's root")
     options = parser.parse_args(arguments)
-    stale = False
-    for target, text in ((options.root / DOCUMENT, render()), (options.root / DATA, data())):
-        if options.check:
-            is_current = target.exists() and target.read_text(encoding="utf-8") == text
-            stale |= not is_current
-            if not is_current:
-                print(f"{target} is stale: run python -m crescendo.reward_service.scorers.catalogue", file=sys.stderr)
-        else:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(text, encoding="utf-8")
-    return int(stale)
+    files = {options.root / DOCUMENT: render(), options.root / DATA: data()}
+    command = "python -m crescendo.reward_service.scorers.catalogue"
+    return write_or_check(files, check=options.check, command=command)
 
 
 if __name__ == "__main__":

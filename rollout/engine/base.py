@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeAlias
 
+from crescendo.common.errors import RequestError
 from crescendo.common.types import FloatArray
 from crescendo.proto.v1 import common_pb2
 
@@ -59,6 +60,23 @@ class ScoreOutput(NamedTuple):
 
 
 Output: TypeAlias = EngineOutput | ScoreOutput
+
+
+def check_request(request: EngineRequest, longest: int) -> None:
+    """Raises RequestError for one that holds nothing, or too much to get a token more. For engines of our own."""
+    held = len(request.prompt_token_ids) + len(request.generated_token_ids)
+    if not 0 < held < longest or request.max_tokens < 1:
+        raise RequestError(
+            f"request {request.request_id} holds {held} tokens and may get {request.max_tokens}; a sequence has at "
+            f"most {longest}.",
+            field="prompt_token_ids",
+        )
+
+
+def check_scored(token_ids: Sequence[int]) -> None:
+    """Raises RequestError for a sequence without a token to score."""
+    if len(token_ids) < 2:
+        raise RequestError(f"a scored sequence has {len(token_ids)} tokens; it needs two.", field="token_ids")
 
 
 class Engine(Protocol):

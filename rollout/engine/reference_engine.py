@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from crescendo.common.errors import RequestError, WeightMismatchError
 from crescendo.proto.v1 import common_pb2
 from crescendo.rollout.engine.arriving import Arriving
-from crescendo.rollout.engine.base import EngineOutput, EngineRequest, Output, ScoreOutput
+from crescendo.rollout.engine.base import EngineOutput, EngineRequest, Output, ScoreOutput, check_request, check_scored
 from crescendo.rollout.engine.settings import EngineSettings
 from crescendo.rollout.engine.shards import check_manifest
 
@@ -62,13 +62,8 @@ class ReferenceEngine:
 
     def add(self, request: EngineRequest) -> None:
         """Takes a request; raises RequestError for one that is empty or too long."""
+        check_request(request, self.max_sequence_tokens)
         held = [*request.prompt_token_ids, *request.generated_token_ids]
-        if not 0 < len(held) < self.max_sequence_tokens or request.max_tokens < 1:
-            raise RequestError(
-                f"request {request.request_id} holds {len(held)} tokens and may get {request.max_tokens}; a sequence "
-                f"has at most {self.max_sequence_tokens}.",
-                field="prompt_token_ids",
-            )
         eos = () if request.ignore_eos else self._settings.eos_token_ids
         seeded = torch.Generator(self._device).manual_seed(request.seed) if request.seed is not None else None
         self._running[request.request_id] = _Running(
@@ -81,8 +76,7 @@ class ReferenceEngine:
 
     def add_score(self, request_id: str, token_ids: Sequence[int]) -> None:
         """Takes a sequence to score; raises RequestError when it has less than two tokens."""
-        if len(token_ids) < 2:
-            raise RequestError(f"a scored sequence has {len(token_ids)} tokens; it needs two.", field="token_ids")
+        check_scored(token_ids)
         self._scoring[request_id] = tuple(token_ids)
 
     def step(self) -> list[Output]:

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 import numpy as np
 import xxhash
 
-from crescendo.common.errors import ConfigError, RequestError
+from crescendo.common.errors import ConfigError
 from crescendo.proto.v1 import common_pb2
-from crescendo.rollout.engine.base import EngineOutput, EngineRequest, Output, ScoreOutput
+from crescendo.rollout.engine.base import EngineOutput, EngineRequest, Output, ScoreOutput, check_request, check_scored
 from crescendo.rollout.engine.settings import EngineSettings
 
 LOOP_TOKENS = 3
@@ -71,14 +71,8 @@ class ScriptedEngine:
         return bool(self._running or self._scoring)
 
     def add(self, request: EngineRequest) -> None:
-        """Takes a request; raises RequestError for one that is too long."""
-        held = len(request.prompt_token_ids) + len(request.generated_token_ids)
-        if held >= self.max_sequence_tokens or request.max_tokens < 1:
-            raise RequestError(
-                f"request {request.request_id} holds {held} tokens and may get {request.max_tokens}; a sequence has "
-                f"at most {self.max_sequence_tokens}.",
-                field="prompt_token_ids",
-            )
+        """Takes a request; raises RequestError for one that is empty or too long."""
+        check_request(request, self.max_sequence_tokens)
         sample = request.request_id.rpartition("/")[2].partition("#")[0] if request.sampling.temperature > 0 else ""
         prompt = np.asarray(request.prompt_token_ids, dtype=np.int32).tobytes()
         key = _hash(self._settings.seed, xxhash.xxh3_64_intdigest(prompt), xxhash.xxh3_64_intdigest(sample.encode()))
@@ -91,8 +85,7 @@ class ScriptedEngine:
 
     def add_score(self, request_id: str, token_ids: Sequence[int]) -> None:
         """Takes a sequence to score."""
-        if len(token_ids) < 2:
-            raise RequestError(f"a scored sequence has {len(token_ids)} tokens; it needs two.", field="token_ids")
+        check_scored(token_ids)
         self._scoring[request_id] = tuple(token_ids)
 
     def step(self) -> list[Output]:

@@ -4,6 +4,7 @@ import sys
 from itertools import groupby
 from pathlib import Path
 
+from crescendo.common.generated import write_or_check
 from tests.attacks.suite import Case, load_cases
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "security.md"
@@ -54,13 +55,8 @@ def document(former: str) -> str:
 
 def main() -> None:
     """Command line."""
-    former = DOCUMENT.read_text()
-    fresh = document(former)
-    if "--check" in sys.argv[1:]:
-        if former != fresh:
-            raise SystemExit(f"{DOCUMENT.name} is stale. Fix: run `python -m tests.attacks.document`.")
-        return
-    DOCUMENT.write_text(fresh)
+    files = {DOCUMENT: document(DOCUMENT.read_text())}
+    sys.exit(write_or_check(files, check="--check" in sys.argv[1:], command="python -m tests.attacks.document"))
 
 
 if __name__ == "__main__":

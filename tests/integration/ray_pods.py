@@ -16,8 +16,9 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from crescendo.common.rpc.identity import SERVER_NAME, VARIABLE, Identity
-from crescendo.controller.operator.certificates import KeyPair, new_authority, new_leaf
+from crescendo.common.rpc.identity import VARIABLE, Identity
+from crescendo.controller.operator.certificates import KeyPair, new_authority
+from tests.integration.identities import identity_folder
 from tests.integration.reward_processes import launch, spec_of
 from tests.integration.valkey_server import free_port, valkey
 
@@ -39,13 +40,7 @@ class Identities:
         """The folder of an identity, made where it is missing."""
         folder = self._root / f"{namespace}.{uid}.{role}"
         if not folder.exists():
-            leaf = new_leaf(
-                self._authority, Identity(namespace, uid, role).uri, [SERVER_NAME], datetime.now(UTC), days=1
-            )
-            folder.mkdir(parents=True)
-            (folder / "tls.crt").write_bytes(leaf.certificate)
-            (folder / "tls.key").write_bytes(leaf.key)
-            (folder / "ca.crt").write_bytes(self._authority.certificate)
+            identity_folder(folder, Identity(namespace, uid, role), self._authority)
         return str(folder)
 
 

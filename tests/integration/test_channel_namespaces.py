@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from crescendo.common.rpc.identity import SERVER_NAME, VARIABLE, Identity
+from crescendo.common.rpc.identity import VARIABLE, Identity
 from crescendo.common.rpc.server import ADDRESS_VARIABLE
-from crescendo.controller.operator.certificates import KeyPair, new_authority, new_leaf
+from crescendo.controller.operator.certificates import new_authority
 from crescendo.proto.v1 import common_pb2
 from crescendo.trainer.channels import open_channel
 from tests.contract.channel_cases import RUN, publish, tensors
+from tests.integration.identities import identity_folder
 
 ROOT = Path(__file__).parents[2]
 NOW = datetime.now(UTC)
@@ -52,16 +53,6 @@ def namespace() -> Iterator[tuple[str, str]]:
         ip("netns", "del", name)
 
 
-def identity_folder(root: Path, name: str, identity: Identity, authority: KeyPair) -> Path:
-    folder = root / name
-    folder.mkdir()
-    leaf = new_leaf(authority, identity.uri, [SERVER_NAME], NOW, days=1)
-    (folder / "tls.crt").write_bytes(leaf.certificate)
-    (folder / "tls.key").write_bytes(leaf.key)
-    (folder / "ca.crt").write_bytes(authority.certificate)
-    return folder
-
-
 def fetch_there(name: str, manifest: Path, identity: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tests.contract.channel_cases", str(manifest), f"{RUN}-{name}"]
     environment = {**os.environ, VARIABLE: str(identity), "GOMP_SPINCOUNT": "0"}
@@ -76,8 +67,8 @@ def test_only_an_engine_of_the_job_gets_weights_in_another_pod(
 ) -> None:
     name, address = namespace
     authority = new_authority(NOW)
-    worker = identity_folder(tmp_path, "worker", Identity("team", "uid-1", "worker"), authority)
-    stranger = identity_folder(tmp_path, "stranger", Identity("team", "uid-2", "worker"), authority)
+    worker = identity_folder(tmp_path / "worker", Identity("team", "uid-1", "worker"), authority)
+    stranger = identity_folder(tmp_path / "stranger", Identity("team", "uid-2", "worker"), authority)
     monkeypatch.setenv(VARIABLE, str(worker))
     monkeypatch.setenv(ADDRESS_VARIABLE, address)
     channel = open_channel("tcp", run_id=RUN, run_folder=tmp_path, threads=1)

@@ -14,6 +14,7 @@ from crescendo.common.rpc.identity import SERVER_NAME, VARIABLE, Identity
 from crescendo.controller.operator.certificates import KeyPair, due, new_authority, new_leaf
 from crescendo.controller.service import SERVICE_NAME
 from crescendo.proto.v1 import controller_pb2, controller_pb2_grpc
+from tests.integration.identities import identity_folder
 
 NOW = datetime.now(UTC)
 OWN = Identity("team", "uid-1", "controller")
@@ -24,16 +25,6 @@ class Answering(controller_pb2_grpc.ControllerServiceServicer):
         return controller_pb2.GetRunStatusResponse(status=controller_pb2.RunStatus(run_id="r"))
 
 
-def identity_folder(root: Path, name: str, identity: Identity, authority: KeyPair) -> Path:
-    folder = root / name
-    folder.mkdir()
-    leaf = new_leaf(authority, identity.uri, [SERVER_NAME], NOW, days=1)
-    (folder / "tls.crt").write_bytes(leaf.certificate)
-    (folder / "tls.key").write_bytes(leaf.key)
-    (folder / "ca.crt").write_bytes(authority.certificate)
-    return folder
-
-
 @pytest.fixture
 def authority() -> KeyPair:
     return new_authority(NOW)
@@ -41,7 +32,7 @@ def authority() -> KeyPair:
 
 @pytest.fixture
 async def server(tmp_path: Path, authority: KeyPair, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Server]:
-    monkeypatch.setenv(VARIABLE, str(identity_folder(tmp_path, "server", OWN, authority)))
+    monkeypatch.setenv(VARIABLE, str(identity_folder(tmp_path / "server", OWN, authority)))
     started = await serve(
         lambda server: controller_pb2_grpc.add_ControllerServiceServicer_to_server(Answering(), server),
         [SERVICE_NAME],
@@ -63,7 +54,7 @@ async def ask(server: Server) -> str:
 async def call_as(
     identity: Identity, server: Server, root: Path, authority: KeyPair, monkeypatch: pytest.MonkeyPatch
 ) -> str:
-    monkeypatch.setenv(VARIABLE, str(identity_folder(root, "client", identity, authority)))
+    monkeypatch.setenv(VARIABLE, str(identity_folder(root / "client", identity, authority)))
     return await ask(server)
 
 
@@ -106,7 +97,7 @@ async def test_health_answers_any_holder_of_a_certificate(
     server: Server, tmp_path: Path, authority: KeyPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stranger = Identity("other", "uid-9", "buffer")
-    monkeypatch.setenv(VARIABLE, str(identity_folder(tmp_path, "probe", stranger, authority)))
+    monkeypatch.setenv(VARIABLE, str(identity_folder(tmp_path / "probe", stranger, authority)))
     client = Client(Endpoint(server.address), health_pb2_grpc.HealthStub)
     answer = await client.call(client.stub.Check, health_pb2.HealthCheckRequest(), timeout_s=5)
     await client.close()

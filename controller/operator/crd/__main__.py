@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from crescendo.common.generated import write_or_check
 from crescendo.controller.operator.crd import render
 
 DEFAULT_TARGET = Path("helm/crescendo/files/rljob-crd.yaml")
@@ -15,16 +16,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when the file is stale")
     parser.add_argument("target", nargs="?", type=Path, default=DEFAULT_TARGET)
     options = parser.parse_args(arguments)
-    text = render()
-    if options.check:
-        current = options.target.read_text(encoding="utf-8") if options.target.exists() else ""
-        if current != text:
-            print(f"{options.target} is stale: run make crd", file=sys.stderr)
-            return 1
-        return 0
-    options.target.parent.mkdir(parents=True, exist_ok=True)
-    options.target.write_text(text, encoding="utf-8")
-    return 0
+    return write_or_check({options.target: render()}, check=options.check, command="make crd")
 
 
 if __name__ == "__main__":
