@@ -47,14 +47,11 @@ class Client:
 
     async def run(self, name: str, fence: common_pb2.Fence | None, *arguments: Argument, durable: bool = False) -> Any:
         """Runs a script under a fence; `durable` waits until its writes are on the server's disk."""
-        if not (durable and self._aof):
-            values = (*_fence_arguments(fence), *arguments)
-            return await self.retrying(lambda: self._evaluate(name, values))
-        # WAITAOF answers for the writes of its own connection, so both commands use one, together.
-        wait: tuple[Argument, ...] = ("WAITAOF", 1, 0, int(1000 * CALL_S / 2))
-        commands = [(*self._head(name, fence), *arguments), wait]
-        answer, acknowledged = await self._exchange(commands, lambda _, one: one, name)
-        if acknowledged[0] < 1:
+        commands: list[Sequence[Argument]] = [(*self._head(name, fence), *arguments)]
+        if durable and self._aof:  # WAITAOF answers for the writes of its own connection, so both go together
+            commands.append(("WAITAOF", 1, 0, int(1000 * CALL_S / 2)))
+        answer, *acknowledged = await self._exchange(commands, lambda _, one: one, name)
+        if acknowledged and acknowledged[0][0] < 1:
             raise DeadlineError(
                 f"the buffer's server did not bring {name} to its disk within {CALL_S / 2:.0f} s.",
                 fix="Check the disk that holds the server's append-only file.",
@@ -90,9 +87,9 @@ class Client:
         async def attempt() -> list[T]:
             try:
                 return await self._pipelined(packed, remaining, take)
-            except redis_errors.NoScriptError:
+            except redis_errors.NoScriptError:  # the server was restarted, or has never been asked for it
                 await self._load(loads)
-                raise _Unloaded from None
+                return await self._pipelined(packed, remaining, take)
 
         return await self.retrying(attempt)
 
@@ -102,24 +99,17 @@ class Client:
         pool = self.redis.connection_pool
         get_connection: Callable[[], Awaitable[Any]] = pool.get_connection
         connection = await get_connection()
-        complete = False
+        unread = -1
         try:
-            if packed:
-                await connection.send_packed_command(b"".join(packed))
-            unsent: list[bytes] = []
-            for command in remaining:
-                packed += connection.pack_command(*command)
-                unsent.append(packed[-1])
-                if sum(map(len, unsent)) >= _SEND_BYTES:
-                    await connection.send_packed_command(b"".join(unsent))
-                    unsent.clear()
-                    await asyncio.sleep(0)  # the transport writes at once, but answers are read by the loop
-            await connection.send_packed_command(b"".join(unsent))
-            answers = [take(number, await connection.read_response()) for number in range(len(packed))]
-            complete = True
+            await _send(connection, packed, remaining)
+            answers = []
+            unread = len(packed)
+            for number in range(len(packed)):
+                unread -= 1  # an error is an answer too
+                answers.append(take(number, await connection.read_response()))
             return answers
         finally:
-            if not complete:  # answers that nobody read may follow
+            if unread:  # the next user of the connection would take what follows for its own answers
                 await connection.disconnect(nowait=True)
             await pool.release(connection)
 
@@ -186,22 +176,23 @@ class Client:
         """How a call of a script begins."""
         return ("EVALSHA", script(name).sha, 1, self.keys.fence, *_fence_arguments(fence))
 
-    async def _evaluate(self, name: str, values: Sequence[Argument]) -> Any:
-        loaded = script(name)
-        execute: Callable[..., Awaitable[Any]] = self.redis.execute_command
-        try:
-            return await execute("EVALSHA", loaded.sha, 1, self.keys.fence, *values)
-        except redis_errors.NoScriptError:
-            await self._load(name)
-            return await execute("EVALSHA", loaded.sha, 1, self.keys.fence, *values)
-
     async def _load(self, name: str) -> None:
         execute: Callable[..., Awaitable[Any]] = self.redis.execute_command
         await execute("SCRIPT LOAD", script(name).text)
 
 
-class _Unloaded(redis_errors.ConnectionError):
-    """The server did not know the script: it was restarted. It knows it now, so the calls are sent again."""
+async def _send(connection: Any, packed: list[bytes], remaining: Iterator[Sequence[Argument]]) -> None:
+    """Sends what is packed, then packs and sends what remains."""
+    unsent = list(packed)
+    for command in remaining:
+        packed += connection.pack_command(*command)
+        unsent.append(packed[-1])
+        if sum(map(len, unsent)) >= _SEND_BYTES:
+            await connection.send_packed_command(b"".join(unsent))
+            unsent.clear()
+            await asyncio.sleep(0)  # the transport writes at once, but answers are read by the loop
+    if unsent:
+        await connection.send_packed_command(b"".join(unsent))
 
 
 def _fence_arguments(fence: common_pb2.Fence | None) -> tuple[int, int]:
