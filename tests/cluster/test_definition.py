@@ -1,14 +1,17 @@
 """The RLJob definition on a real API server: what it fills in, refuses and explains."""
 
+import copy
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.cluster.jobs import ROOT, JobView, quickstart, refusal
+from tests.cluster.jobs import ROOT, JobView, quickstart, refusal, volumes
 from tests.cluster.kube.control_plane import ControlPlane, KubectlError
+from tests.cluster.operator_process import Operator
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -145,14 +148,60 @@ def test_the_columns_are_there(control_plane: ControlPlane, namespace: str) -> N
     assert wide[-6:] == ["MODE", "QUEUE", "CLUSTER", "CHECKPOINT", "ETA", "REASON"]
 
 
-def test_the_definition_can_be_applied_again_over_stored_jobs(control_plane: ControlPlane, namespace: str) -> None:
+@pytest.fixture
+def definition(control_plane: ControlPlane) -> Iterator[dict[str, Any]]:
+    """The definition as one may apply it; applied again afterwards."""
+    found = control_plane.get("crd", "rljobs.rl.crescendo.dev")
+    for name in ("managedFields", "resourceVersion", "uid", "generation", "creationTimestamp"):
+        found["metadata"].pop(name, None)
+    found.pop("status")
+    yield found
+    control_plane.apply(found)
+
+
+def properties(definition: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    return dict(found["properties"])
+
+
+def changed(definition: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+    found = copy.deepcopy(definition)
+    found["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"] = fields
+    return found
+
+
+def test_the_definition_can_be_applied_again_over_stored_jobs(
+    control_plane: ControlPlane, namespace: str, definition: dict[str, Any]
+) -> None:
     control_plane.apply(quickstart("math", namespace))
     before = JobView(control_plane, "math", namespace).body()["spec"]
-    crd = control_plane.get("crd", "rljobs.rl.crescendo.dev")
-    properties = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
-    properties["note"] = {"type": "string", "maxLength": 10}
-    for name in ("managedFields", "resourceVersion", "uid", "generation", "creationTimestamp"):
-        crd["metadata"].pop(name, None)
-    crd.pop("status")
-    control_plane.apply(crd)
+    note = {"note": {"type": "string", "maxLength": 10}}
+    control_plane.apply(changed(definition, properties(definition) | note))
     assert JobView(control_plane, "math", namespace).body()["spec"] == before
+
+
+def test_a_job_stored_under_an_older_definition_lives_under_the_new_one(
+    control_plane: ControlPlane,
+    namespace: str,
+    definition: dict[str, Any],
+    operator: Operator,
+    eventually: Callable[..., None],
+) -> None:
+    newer = ("backoffLimit", "suspendDeadlineSeconds")
+    older = {name: schema for name, schema in properties(definition).items() if name not in newer}
+    control_plane.apply(changed(definition, older))
+    eventually("the older one counts", lambda: not served(control_plane, "backoffLimit"))
+    volumes(control_plane, namespace)
+    control_plane.apply(quickstart("math", namespace, suspend=True))
+    job = JobView(control_plane, "math", namespace)
+    assert not set(newer) & set(job.body()["spec"])
+    control_plane.apply(definition)
+    eventually("the newer one counts", lambda: served(control_plane, "backoffLimit"))
+    eventually("defaults are filled in", lambda: job.body()["spec"].get("backoffLimit") == 3)
+    job.patch(suspend=False)
+    eventually("it runs", lambda: job.children("rayjob") == ["math-1"], 60)
+
+
+def served(plane: ControlPlane, field: str) -> bool:
+    """Whether the API server explains a field of the spec."""
+    return field in plane.kubectl("explain", "rljob.spec")
