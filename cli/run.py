@@ -13,6 +13,7 @@ The controller starts everything else. Logs are in the run folder's logs/.
 import argparse
 import asyncio
 import json
+import os
 import signal
 import time
 from collections import deque
@@ -28,7 +29,7 @@ from crescendo.cli.view import finished_panel
 from crescendo.common.config import Config, load_config, load_resolved, save_resolved
 from crescendo.common.control import ControllerClient, read_controller
 from crescendo.common.errors import CrescendoError, RunFolderError
-from crescendo.common.runfolder import RunFolder
+from crescendo.common.runfolder import RUN_ID_VARIABLE, RunFolder
 from crescendo.controller.ownership import is_stale
 from crescendo.proto.v1 import controller_pb2
 
@@ -54,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
     if options.resume and RunFolder(root).identity.exists():
         return _continue(RunFolder.open_existing(root), options, config)
     preflight(config)
-    folder = RunFolder.create(root, config.run.name)
+    folder = RunFolder.create(root, config.run.name, os.environ.get(RUN_ID_VARIABLE, ""))
     save_resolved(config, folder.config)
     return _live(folder, config, options)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from crescendo.common import failpoints
 from crescendo.common.errors import RunFolderError
 
+RUN_ID_VARIABLE = "CRESCENDO_RUN_ID"  # of the run that is created: on a cluster its operator names it
 FORMAT_VERSION = 1
 
 
@@ -124,8 +125,8 @@ class RunFolder:
         return loaded
 
     @classmethod
-    def create(cls, root: Path, name: str) -> "RunFolder":
-        """Makes a new run folder; raises RunFolderError when it holds a run already."""
+    def create(cls, root: Path, name: str, run_id: str = "") -> "RunFolder":
+        """Makes a new run folder; raises RunFolderError when it holds a run already. run_id: empty makes one up."""
         folder = cls(root)
         if folder.identity.exists():
             raise RunFolderError(
@@ -140,7 +141,7 @@ class RunFolder:
             file.write(secrets.token_urlsafe(32))
         identity = {
             "format_version": FORMAT_VERSION,
-            "run_id": f"{name}-{secrets.token_hex(4)}",
+            "run_id": run_id or f"{name}-{secrets.token_hex(4)}",
             "name": name,
             "created_unix_s": time.time(),
         }

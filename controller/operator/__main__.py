@@ -21,6 +21,7 @@ from crescendo.controller.operator.progress import ControllerRuns
 from crescendo.controller.operator.queue import WorkQueue
 from crescendo.controller.operator.reconcile import Reconciler
 from crescendo.controller.operator.resource import KIND
+from crescendo.controller.operator.shared_buffer import SharedBuffer, SharedBufferProblem
 from crescendo.controller.operator.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -33,13 +34,28 @@ async def resync(api: KubernetesApi, queue: WorkQueue, authority: KeyPair, optio
             await renew_platform(api, authority, options)
         except CrescendoError as error:
             log.warning("certificates: %s", error)
-        for namespace in options.watch_namespaces or ("*",):
-            try:
-                for body in await api.find(KIND, namespace, {}):
-                    queue.add(body["metadata"]["namespace"], body["metadata"]["name"])
-            except CrescendoError as error:
-                log.warning("resync: %s", error)
+        try:
+            await look(api, queue, options)
+        except CrescendoError as error:
+            log.warning("resync: %s", error)
         await asyncio.sleep(options.resync_s)
+
+
+async def look(api: KubernetesApi, queue: WorkQueue, options: Options) -> None:
+    """Adds every job, then removes the logins of those that are gone from the shared buffer."""
+    shared, logins = SharedBuffer(options), []
+    if options.shared_buffer_url:
+        try:
+            logins = await shared.logins()
+        except SharedBufferProblem as problem:
+            log.warning("resync: %s", problem)
+    uids = set()
+    for namespace in options.watch_namespaces or ("*",):
+        for body in await api.find(KIND, namespace, {}):
+            uids.add(str(body["metadata"]["uid"]))
+            queue.add(body["metadata"]["namespace"], body["metadata"]["name"])
+    for name in await shared.sweep(logins, uids):
+        log.info("login %s is removed from the shared buffer: its job is gone", name)
 
 
 async def operate(options: Options) -> None:

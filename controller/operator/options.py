@@ -13,7 +13,9 @@ from crescendo.common.errors import ConfigError
 @dataclass(frozen=True)
 class Options:
     """namespace: the operator's own; watch_namespaces: empty watches all; *_address: host:port of the chart's services;
-    kuberay_namespace: where KubeRay's operator runs; shared_buffer_url: rediss:// of the chart's server, if it has one;
+    kuberay_namespace: where KubeRay's operator runs; shared_buffer_url: redis[s]:// of the server that jobs may share,
+    with its administrator's name if it is not `default`; shared_buffer_password_file: the administrator's;
+    shared_buffer_prefix: of the jobs' logins, one a cluster where clusters share a server;
     ray_version: Ray of the images; trust_days: how long a leaf certificate is valid; certificate_issuer: a cert-manager
     ClusterIssuer, empty for the operator's own authority; health_port: of /healthz, 0 for none."""
 
@@ -22,6 +24,8 @@ class Options:
     reward_address: str = ""
     kuberay_namespace: str = "kuberay-system"
     shared_buffer_url: str = ""
+    shared_buffer_password_file: str = ""
+    shared_buffer_prefix: str = "crescendo"
     buffer_image: str = ""
     ray_version: str = "2.60.0"
     trust_days: int = 7

@@ -5,6 +5,7 @@ resource version that was read, so that two operators, or one that lags, cannot 
 be written again: names are fixed, applies are whole, deletions of what is gone are fine.
 """
 
+import base64
 import hashlib
 import json
 import logging
@@ -35,7 +36,7 @@ from crescendo.controller.operator.children.pods import claim_name
 from crescendo.controller.operator.children.storage import buffer_name
 from crescendo.controller.operator.events import event_of
 from crescendo.controller.operator.options import Options
-from crescendo.controller.operator.plan import RESYNC_S, Plan, plan, told
+from crescendo.controller.operator.plan import RESYNC_S, Note, Plan, plan, told
 from crescendo.controller.operator.progress import Runs
 from crescendo.controller.operator.requests import acknowledged
 from crescendo.controller.operator.resource import (
@@ -49,6 +50,7 @@ from crescendo.controller.operator.resource import (
     Observed,
     Report,
 )
+from crescendo.controller.operator.shared_buffer import SharedBuffer, SharedBufferProblem, is_shared
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +78,7 @@ class Reconciler:
         self._options = options
         self._authority = authority
         self._clock = clock
+        self._shared = SharedBuffer(options)
         self._checked: dict[bytes, tuple[str, ...]] = {}
 
     async def reconcile(self, namespace: str, name: str) -> float:
@@ -226,8 +229,21 @@ class Reconciler:
         await self._renew(job)
         if await self._api.get("Secret", f"{job.name}-buffer", job.namespace) is None:
             await self._api.create(buffer_secret(job))
+        if is_shared(job):
+            await self._admit(job)
         for manifest in fixtures(job, self._options):
             await self._api.apply(manifest)
+
+    async def _admit(self, job: Job) -> None:
+        """The job's login on the shared server; why there is none stands in an event."""
+        secret = await self._api.get("Secret", buffer_name(job), job.namespace) or {}
+        password = base64.b64decode((secret.get("data") or {}).get("password", "")).decode()
+        try:
+            await self._shared.admit(job, password)
+        except SharedBufferProblem as problem:
+            note = Note("Warning", "SharedBufferUnavailable", problem.message)
+            await self._api.create(event_of(job, note, self._clock()))
+            raise
 
     async def _renew(self, job: Job) -> None:
         issuer = self._options.certificate_issuer

@@ -1,7 +1,5 @@
 """Manifests of a job's children: pure functions from the RLJob to what the API server is to hold."""
 
-from typing import Final
-
 from crescendo.controller.operator.children.capacity import capacity_problems
 from crescendo.controller.operator.children.inputs import input_problems
 from crescendo.controller.operator.children.network import policies
@@ -11,10 +9,9 @@ from crescendo.controller.operator.children.run_file import config_map, problems
 from crescendo.controller.operator.children.storage import STORAGE_ID, buffer_service, buffer_set, volume_claim
 from crescendo.controller.operator.options import Options
 from crescendo.controller.operator.resource import Job, Manifest
+from crescendo.controller.operator.shared_buffer import is_shared, shared_problems
 
 __all__ = ["CONTROLLER_PORT", "STORAGE_ID", "controller_address", "fixtures", "ray_job", "spec_problems"]
-
-_SHARED: Final = "Shared"
 
 
 def fixtures(job: Job, options: Options) -> list[Manifest]:
@@ -23,7 +20,7 @@ def fixtures(job: Job, options: Options) -> list[Manifest]:
     claim = volume_claim(job, job.storage_id)
     if claim is not None:
         found.append(claim)
-    if (job.spec.get("buffer") or {}).get("mode") != _SHARED:
+    if not is_shared(job):
         found += [buffer_service(job, job.storage_id), buffer_set(job, job.storage_id, options)]
     return found
 
@@ -35,9 +32,7 @@ def controller_address(job: Job) -> str:
 
 def spec_problems(job: Job, options: Options) -> tuple[str, ...]:
     """What the CRD could not refuse."""
-    shared = (job.spec.get("buffer") or {}).get("mode") == _SHARED
-    missing = ["spec.buffer.mode is Shared, but this installation has no shared server (valkey.enabled)"]
-    found = missing if shared and not options.shared_buffer_url else []
+    found = shared_problems(job, options)
     unreadable = input_problems(job)
     wrong = unreadable or problems(job, options)
     return tuple(found + forbidden_patches(job) + (wrong or capacity_problems(job, options)))

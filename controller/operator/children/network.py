@@ -6,12 +6,14 @@ enforce these; NOTES.txt and `helm test` say so.
 """
 
 from typing import Any
+from urllib.parse import urlsplit
 
 from crescendo.controller.operator.children.pods import metadata
 from crescendo.controller.operator.children.rayjob import CONTROLLER_PORT
 from crescendo.controller.operator.children.storage import BUFFER_PORT
 from crescendo.controller.operator.options import Options
 from crescendo.controller.operator.resource import COMPONENT_LABEL, JOB_LABEL, Job, Manifest
+from crescendo.controller.operator.shared_buffer import is_shared
 
 METRICS_PORT = 9464
 DASHBOARD_PORT = 8265
@@ -37,7 +39,7 @@ def policies(job: Job, options: Options) -> list[Manifest]:
                 {"from": [platform], "ports": [_tcp(CONTROLLER_PORT), _tcp(DASHBOARD_PORT)]},
                 {"from": [_prometheus()], "ports": [_tcp(METRICS_PORT)]},
             ],
-            egress=[{"to": [own]}, {"to": [platform]}, {"ports": [_tcp(443)]}],
+            egress=[{"to": [own]}, {"to": [platform]}, {"ports": [_tcp(443)]}, *_shared_buffer(job, options)],
         ),
         _policy(
             job,
@@ -47,6 +49,13 @@ def policies(job: Job, options: Options) -> list[Manifest]:
             egress=[],
         ),
     ]
+
+
+def _shared_buffer(job: Job, options: Options) -> list[Manifest]:
+    """A shared server may stand anywhere: its port is open to this job, its login is what limits it there."""
+    if not is_shared(job):
+        return []
+    return [{"ports": [_tcp(urlsplit(options.shared_buffer_url).port or BUFFER_PORT)]}]
 
 
 def _policy(job: Job, name: str, pods: Manifest, *, ingress: list[Any], egress: list[Any]) -> Manifest:

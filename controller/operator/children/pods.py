@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from crescendo.common.runfolder import RUN_ID_VARIABLE
 from crescendo.controller.operator.resource import COMPONENT_LABEL, JOB_LABEL, Job, Manifest
+from crescendo.controller.operator.shared_buffer import is_shared, run_id
 
 RUN_FOLDER_MOUNT: Final = "/var/lib/crescendo"
 RUN_FILE_MOUNT: Final = "/etc/crescendo/job"
@@ -81,13 +83,6 @@ def run_pod(
     devices: GPUs; 0 hides every GPU of the node; steps: init containers, and the volumes that they need besides.
     """
     spec = job.spec
-    environment = [
-        {"name": "HOME", "value": "/tmp"},
-        {"name": "CRESCENDO_IDENTITY", "value": IDENTITY_MOUNT},
-        {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
-    ]
-    if not devices:
-        environment.append({"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"})
     shared = ((spec.get("resources") or {}).get("head" if component == "head" else "worker") or {}).get(
         "sharedMemory", "2Gi"
     )
@@ -101,7 +96,7 @@ def run_pod(
                 "name": f"ray-{component}",
                 "image": image,
                 "imagePullPolicy": spec.get("imagePullPolicy", "IfNotPresent"),
-                "env": environment,
+                "env": _environment(job, devices),
                 "resources": resources_of(job, "head" if component == "head" else "worker", devices),
                 "securityContext": restricted_container(),
                 "volumeMounts": [
@@ -121,8 +116,7 @@ def run_pod(
             {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": shared}},
         ],
     }
-    if (spec.get("buffer") or {}).get("mode", "Dedicated") == "Dedicated":
-        _mount_buffer_password(pod, job)
+    _mount_buffer_password(pod, job)
     if spec.get("imagePullSecrets"):
         pod["imagePullSecrets"] = list(spec["imagePullSecrets"])
     if steps[0]:
@@ -132,6 +126,19 @@ def run_pod(
         pod |= _scheduling(job, devices)
     template = {"metadata": {"labels": labels(job, component)}, "spec": pod}
     return patched(template, job, component)
+
+
+def _environment(job: Job, devices: int) -> list[Manifest]:
+    environment: list[Manifest] = [
+        {"name": "HOME", "value": "/tmp"},
+        {"name": "CRESCENDO_IDENTITY", "value": IDENTITY_MOUNT},
+        {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+    ]
+    if not devices:
+        environment.append({"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"})
+    if is_shared(job):
+        environment.append({"name": RUN_ID_VARIABLE, "value": run_id(job)})
+    return environment
 
 
 def _mount_buffer_password(pod: Manifest, job: Job) -> None:

@@ -17,6 +17,7 @@ from crescendo.controller.operator.children.pods import BUFFER_PASSWORD_MOUNT, R
 from crescendo.controller.operator.children.storage import BUFFER_PORT
 from crescendo.controller.operator.options import Options
 from crescendo.controller.operator.resource import Job, Manifest
+from crescendo.controller.operator.shared_buffer import is_shared, job_url
 
 
 def run_file(job: Job, options: Options) -> Manifest:
@@ -37,8 +38,8 @@ def run_file(job: Job, options: Options) -> Manifest:
 
 def buffer_url(job: Job, options: Options) -> str:
     """Where the run's buffer is."""
-    if (job.spec.get("buffer") or {}).get("mode", "Dedicated") == "Shared":
-        return options.shared_buffer_url
+    if is_shared(job):
+        return job_url(job, options, f"{BUFFER_PASSWORD_MOUNT}/password")
     host = f"{job.name}-buffer.{job.namespace}.svc"
     return f"redis://{host}:{BUFFER_PORT}/0?password_file={BUFFER_PASSWORD_MOUNT}/password"
 

@@ -93,6 +93,22 @@ def test_everything_namespaced_is_in_the_release_namespace(manifests: list[Manif
             assert manifest["metadata"]["namespace"] == "crescendo-system", manifest["metadata"]["name"]
 
 
+def test_a_shared_buffer_elsewhere_is_administered_by_the_operator_alone() -> None:
+    values = {"valkey": {"externalUrl": "rediss://redis.example.com:6380/0", "existingSecret": "redis-admin"}}
+    found = render(values)
+    operator = dict(pods(found))["crescendo-operator"]
+    environment = {one["name"]: one.get("value") for one in operator["containers"][0]["env"]}
+    assert environment["CRESCENDO_SHARED_BUFFER_URL"] == values["valkey"]["externalUrl"]
+    assert environment["CRESCENDO_SHARED_BUFFER_PREFIX"] == "crescendo"
+    mounting = {name for name, pod in pods(found) if "redis-admin" in str(pod)}
+    assert mounting == {"crescendo-operator"}
+    (policy,) = [one for one in by_kind(found, "NetworkPolicy") if one["metadata"]["name"] == "crescendo-operator"]
+    assert {"ports": [{"port": 6380, "protocol": "TCP"}]} in policy["spec"]["egress"]
+    for wrong, says in (({"existingSecret": ""}, "existingSecret"), ({"enabled": True}, "exclude each other")):
+        with pytest.raises(Exception, match=says):
+            render(merged(values, {"valkey": wrong}))
+
+
 def test_every_pod_passes_pod_security_restricted(manifests: list[Manifest]) -> None:
     for name, pod in pods(manifests):
         context = pod["securityContext"]

@@ -1,6 +1,7 @@
 """A run file becomes an RLJob and comes back; children follow the RLJob."""
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,10 @@ from crescendo.controller.operator.render import to_rljob, to_run_file
 from crescendo.controller.operator.resource import Job
 from tests.unit.controller.rljob.world import START
 
+SHARED = Options(
+    shared_buffer_url="rediss://admin@redis.example.com:6380/0?ssl_cert_reqs=required",
+    shared_buffer_password_file="/etc/crescendo/shared-buffer/password",
+)
 ROOT = Path(__file__).parents[4]
 RECIPES = sorted(ROOT.glob("recipes/*/recipe.yaml"))
 QUICKSTART = ROOT / "recipes/quickstart/recipe.yaml"
@@ -61,7 +66,29 @@ def test_the_run_file_of_a_job_is_checked_with_what_the_cluster_decides() -> Non
 
 def test_a_shared_buffer_needs_one_in_the_installation() -> None:
     assert "valkey.enabled" in spec_problems(job(buffer={"mode": "Shared"}), Options())[0]
-    assert spec_problems(job(buffer={"mode": "Shared"}), Options(shared_buffer_url="redis://valkey:6379/0")) == ()
+    assert spec_problems(job(buffer={"mode": "Shared"}), SHARED) == ()
+
+
+def test_a_shared_buffer_is_reached_with_a_login_of_the_jobs_own() -> None:
+    one = job(buffer={"mode": "Shared"})
+    assert run_file(one, SHARED)["buffer"]["url"] == (
+        "rediss://crescendo.retain.team.uid-1@redis.example.com:6380/0?ssl_cert_reqs=required"
+        "&password_file=/etc/crescendo/buffer/password"
+    )
+    head = ray_job(one, 1, SHARED)["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    assert {"name": "CRESCENDO_RUN_ID", "value": "team.uid-1"} in head["containers"][0]["env"]
+    (mounted,) = [volume["secret"] for volume in head["volumes"] if volume["name"] == "buffer"]
+    assert mounted["items"] == [{"key": "password", "path": "password"}]
+    kinds = {(manifest["kind"], manifest["metadata"]["name"]) for manifest in fixtures(one, SHARED)}
+    assert ("StatefulSet", "math-buffer") not in kinds
+    (policy,) = [found for found in fixtures(one, SHARED) if found["metadata"]["name"] == "math-ray"]
+    assert {"ports": [{"port": 6380, "protocol": "TCP"}]} in policy["spec"]["egress"]
+
+
+@pytest.mark.parametrize("adopted", ["*", "uid}:*", "a" * 65, ""])
+def test_storage_that_is_adopted_widens_no_login(adopted: str) -> None:
+    one = replace(job(buffer={"mode": "Shared"}), annotations={"rl.crescendo.dev/adopt-storage": adopted})
+    assert "must be the uid" in spec_problems(one, SHARED)[0]
 
 
 @pytest.mark.parametrize(
@@ -140,8 +167,6 @@ def test_head_and_workers_hold_the_buffers_password_and_the_head_a_fixed_port() 
     for container in (head, worker):
         assert {"name": "buffer", "mountPath": "/etc/crescendo/buffer", "readOnly": True} in container["volumeMounts"]
     assert {"name": app.PORT_VARIABLE, "value": "8444"} in head["env"]
-    (shared, _) = containers(buffer={"mode": "Shared"})
-    assert "buffer" not in [mount["name"] for mount in shared["volumeMounts"]]
 
 
 def test_the_entrypoint_is_a_command_that_there_is() -> None:
