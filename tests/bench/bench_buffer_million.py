@@ -2,9 +2,9 @@
 
 `make bench BENCH=buffer_million` prints one JSON object; ARGS="--trajectories 50000" makes it smaller. Each is opened,
 claimed, flushed once (which finishes it), handed out, scored, consumed, committed and trimmed as an archiver would, so
-that of the server's memory only the groups' records grow, by about a KiB each. `ours` is the speed of the last tenth, `baseline` that of the first: a
-command whose cost grows with what the ledger has ever held would pull the ratio down. `slowest_script_ms` is by the
-server's slow log.
+that of the server's memory only the groups' records grow, by about a KiB each. `ours` is the speed of the last tenth,
+`baseline` that of the first: a command whose cost grows with what the ledger has ever held would pull the ratio down.
+`slowest_script_ms` is by the server's slow log.
 """
 
 import argparse
