@@ -13,10 +13,10 @@ from typing import Any
 
 from fsspec.registry import available_protocols
 
-from crescendo.common.config import check_deterministic, check_rewards, check_rl
+from crescendo.common.config import check_deterministic, check_layouts, check_rewards, check_rl
 from crescendo.common.config.fields import Rule
 from crescendo.common.config.problems import Problem, without_consequences
-from crescendo.common.config.schema import Config, DataSourceConfig, RolloutConfig, TrainerConfig
+from crescendo.common.config.schema import Config, DataSourceConfig
 from crescendo.common.config.tree import join, shorten
 
 PROMPT_FIELDS = ("question", "answer", "difficulty", "domain", "id")
@@ -242,7 +242,6 @@ def _parallel(config: Config) -> Iterator[Problem]:
                 break
     yield from _pipeline(config)
     yield from _experts(config)
-    yield from _devices(config.rollout, config.trainer, config)
 
 
 def _pipeline(config: Config) -> Iterator[Problem]:
@@ -282,28 +281,6 @@ def _experts(config: Config) -> Iterator[Problem]:
         )
 
 
-def _devices(rollout: RolloutConfig, trainer: TrainerConfig, config: Config) -> Iterator[Problem]:
-    have = config.placement.num_devices
-    apart = config.placement.name == "disaggregated"
-    if apart and config.placement.device == "cpu":
-        yield Problem(
-            "placement.name",
-            "placement.name is disaggregated, but placement.device is cpu, whose cores count as one device.",
-            "Use colocated.",
-        )
-        return
-    engines, ranks = rollout.num_engines * rollout.tensor_parallel, trainer.num_ranks
-    need = engines + ranks if apart else max(engines, ranks)
-    if (apart or config.placement.device == "gpu") and need > have:
-        yield Problem(
-            "placement.num_devices",
-            f"placement.num_devices is {have}; {config.placement.name} engines ({engines}) and trainer ranks ({ranks}) "
-            f"need {need}.",
-            "Raise num_devices, or use fewer engines or ranks.",
-            ("rollout.num_engines", "rollout.tensor_parallel", "trainer.tensor_parallel", "trainer.data_parallel"),
-        )
-
-
 Check = Callable[[Config], Iterator[Problem]]
 
 RULES: tuple[Check, ...] = (
@@ -316,5 +293,6 @@ RULES: tuple[Check, ...] = (
     _rollout,
     *check_deterministic.RULES,
     _parallel,
+    *check_layouts.RULES,
     *check_rl.RULES,
 )

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator
 
-from crescendo.common.config.check_rl import rl_steps
+from crescendo.common.config.check_rl import rl_steps, stages
+from crescendo.common.config.layouts import layout_of
 from crescendo.common.config.problems import Problem
 from crescendo.common.config.schema import Config
 
@@ -24,6 +25,10 @@ def _deterministic(config: Config) -> Iterator[Problem]:
     wanted += [
         (f"{path}.partial.train_ratio", step.partial.train_ratio, 1.0, "who is done first depends on the moment")
         for path, step in rl_steps(config)
+    ]
+    wanted += [
+        (f"{path}.layout", str(layout_of(config, stage)), str(layout_of(config)), "sums over ranks come in any order")
+        for path, stage in stages(config)
     ]
     for path, value, must, why in wanted:
         if value != must:

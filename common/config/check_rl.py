@@ -182,15 +182,6 @@ def _staleness(config: Config) -> Iterator[Problem]:
             )
 
 
-def _placement(config: Config) -> Iterator[Problem]:
-    if config.placement.name == "disaggregated":
-        yield Problem(
-            "placement.name",
-            "placement.name is disaggregated; in this version trainer and engines share their devices.",
-            "Set it to colocated.",
-        )
-
-
 def _decay(config: Config) -> Iterator[Problem]:
     for path, rl in rl_steps(config):
         rate = rl.learning_rate
@@ -215,6 +206,5 @@ RULES: tuple[Callable[[Config], Iterator[Problem]], ...] = (
     _difficulty,
     _epoch,
     _staleness,
-    _placement,
     _decay,
 )

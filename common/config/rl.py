@@ -151,11 +151,16 @@ class GateConfig:
 class StageLayoutConfig:
     """Devices and parallelism of a stage; empty values keep the run's."""
 
-    devices: int = setting(0, "devices of the stage; 0 keeps the number", at_least=0)
+    devices: int = setting(
+        0, "devices of the stage, of placement.num_devices; ranks and engines follow; 0: all", at_least=0
+    )
     tensor_parallel: int = setting(0, "trainer's tensor parallel size; 0 keeps it", at_least=0)
     pipeline_parallel: int = setting(0, "trainer's pipeline parallel size; 0 keeps it", at_least=0)
     context_parallel: int = setting(0, "trainer's context parallel size; 0 keeps it", at_least=0)
     expert_parallel: int = setting(0, "trainer's expert parallel size; 0 keeps it", at_least=0)
+    data_parallel: int = setting(0, "trainer's data parallel size; 0: what is left of the ranks", at_least=0)
+    max_tokens_per_micro_batch: int = setting(0, "tokens in one forward pass of the trainer; 0 keeps it", at_least=0)
+    num_engines: int = setting(0, "engines; 0: as many as the engines' devices allow", at_least=0)
     engine_tensor_parallel: int = setting(0, "engines' tensor parallel size; 0 keeps it", at_least=0)
 
 

@@ -252,9 +252,14 @@ class PlacementConfig:
 
     device: str = setting("auto", "what computes", choices=("auto", "cpu", "gpu"))
     name: str = setting(
-        "colocated", "colocated: trainer and engines share devices", choices=("colocated", "disaggregated")
+        "colocated",
+        "colocated: trainer and engines share devices, which change hands; disaggregated: each has its own",
+        choices=("colocated", "disaggregated"),
     )
     num_devices: int = setting(1, "GPUs; on CPU the cores count as one device", at_least=1)
+    rollout_devices: int = setting(
+        0, "disaggregated: devices, of num_devices, that are the engines' own; 0: as many as they need", at_least=0
+    )
 
 
 @dataclass
@@ -270,6 +275,7 @@ class DeadlinesConfig:
     """Longest waits. A wait that passes its limit is an event and an error, never silence."""
 
     start_s: float = setting(300.0, "a service's start", unit="s", above=0)
+    devices_s: float = setting(1800.0, "the devices of a stage, on a cluster that grows", unit="s", above=0)
     rollout_s: float = setting(7200.0, "a rollout phase", unit="s", above=0)
     pause_s: float = setting(60.0, "engines to park their work", unit="s", above=0)
     scoring_s: float = setting(300.0, "scores still missing after the rollout phase", unit="s", above=0)

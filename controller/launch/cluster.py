@@ -1,20 +1,27 @@
-"""Ray as the run uses it: a local or given cluster, placement of service actors, and their end."""
+"""Ray as the run uses it: a local or given cluster, its devices, placement of service actors, and their end.
+
+`reserve` takes the devices of a layout and waits for them: the operator's worker pods come and go with the stages
+(nodes.py). On GPUs they are the bundles of a placement group, the trainer's first; on cores nothing is reserved.
+Trainer and engines find their own nodes by the resource that names their group when they are apart.
+"""
 
 import asyncio
 import logging
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from crescendo.common.config.schema import PlacementConfig
-from crescendo.common.errors import CrescendoError, EnvironmentProblem, WorkerLostError, WorkerStartError
+from crescendo.common.config.layouts import Layout
+from crescendo.common.errors import CrescendoError, DeadlineError, EnvironmentProblem, WorkerLostError, WorkerStartError
 from crescendo.common.service import ServiceSpec
+from crescendo.controller.launch import nodes
 from crescendo.controller.launch.actor import ServiceActor
 
 log = logging.getLogger(__name__)
@@ -24,6 +31,8 @@ INIT_ATTEMPTS = 3  # Ray gives its own processes 30 s, too little on an overload
 OWN_PROCESSES = ("raylet", "gcs_server")
 TRAINER_SHARE = 0.4  # of a shared GPU, for Ray's book-keeping only
 ENGINE_SHARE = 0.4
+LOOK_EVERY_S = 0.5
+SURPLUS_S = 120.0  # for pods to go; after that they may as well be used
 
 
 @dataclass
@@ -38,10 +47,11 @@ class ActorHandle:
 class Cluster:
     """A connection to Ray. `RAY_ADDRESS` names an existing cluster (KubeRay's head); else one is started here."""
 
-    def __init__(self, placement: PlacementConfig, uses_gpu: bool) -> None:
-        self._placement = placement
+    def __init__(self, uses_gpu: bool) -> None:
         self._uses_gpu = uses_gpu
+        self._layout: Layout | None = None  # whose devices are reserved
         self._group: PlacementGroup | None = None
+        self._markers: dict[str, dict[str, float]] = {}  # resources that take a role to its own nodes
         self._own: list[psutil.Process] = []  # raylet and gcs_server, when they were started here
 
     @property
@@ -66,21 +76,68 @@ class Cluster:
         return ""
 
     async def connect(self, scratch: Path, deadline_s: float) -> None:
-        """Connects or starts Ray and reserves the devices; raises EnvironmentProblem or DeadlineError."""
+        """Connects or starts Ray; raises EnvironmentProblem."""
         await asyncio.wait_for(asyncio.to_thread(self._init, scratch), deadline_s)
         if "RAY_ADDRESS" not in os.environ:
             self._own = [one for one in psutil.Process().children(recursive=True) if _name(one) in OWN_PROCESSES]
+
+    async def reserve(self, layout: Layout, deadline_s: float, *, grows: bool = False) -> None:
+        """Takes a layout's devices in place of those held before, whose actors have ended; waits until they are there.
+
+        grows: on a cluster of the operator pods come and go with the stages.
+
+        Raises EnvironmentProblem on a machine that has too few, DeadlineError on a cluster that stays too small.
+        """
+        if self._layout is not None and layout.same_devices(self._layout):
+            return
+        if self._group is not None:
+            await asyncio.to_thread(remove_placement_group, self._group)
+        shrinks = self._layout is not None and self._layout.devices > layout.devices
+        self._layout, self._group = None, None
+        if grows:
+            await self._await_pods(layout, deadline_s, shrinks=shrinks)
+        known = await asyncio.to_thread(ray.cluster_resources) if layout.rollout_devices else {}
+        self._markers = {role: {group: 1.0} for role, group in nodes.GROUPS.items() if nodes.GROUPS["rollout"] in known}
         if self._uses_gpu:
-            # Two processors: a rank and an engine each count one, on the device that they share.
-            bundles = [{"GPU": 1, "CPU": 2}] * self._placement.num_devices
-            self._group = placement_group(bundles, strategy="PACK")
-            ready = await asyncio.to_thread(self._group.wait, deadline_s)
-            if not ready:
-                raise EnvironmentProblem(
-                    f"the cluster has not {self._placement.num_devices} free GPUs.",
-                    field="placement.num_devices",
-                    fix="Lower placement.num_devices or free GPUs; `ray status` shows them.",
+            group = placement_group(self._bundles(layout), strategy="PACK")
+            if not await asyncio.to_thread(group.wait, deadline_s):
+                await asyncio.to_thread(remove_placement_group, group)
+                raise self._too_small(layout, deadline_s)
+            self._group = group
+        self._layout = layout
+
+    async def _await_pods(self, layout: Layout, deadline_s: float, *, shrinks: bool) -> None:
+        """Waits until the operator has given what the layout needs and, if it shrinks, has taken the rest away."""
+        begun = time.monotonic()
+        while True:
+            alive = [node["Resources"] for node in await asyncio.to_thread(ray.nodes) if node["Alive"]]
+            found, waited_s = nodes.sizes(alive, layout, on_gpus=self._uses_gpu), time.monotonic() - begun
+            lacking, leaving = nodes.missing(found), nodes.surplus(found) if shrinks else ""
+            if leaving and waited_s > SURPLUS_S:
+                log.warning("%s have not gone after %.0f s; they are used", leaving, waited_s)
+                leaving = ""
+            if not lacking and not leaving:
+                return
+            if lacking and waited_s > deadline_s:
+                raise DeadlineError(
+                    f"{lacking} have not come after {waited_s:.0f} s.",
+                    field="deadlines.devices_s",
+                    fix="See why (`kubectl describe pod`, quota, free nodes), or raise the deadline.",
                 )
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    def _bundles(self, layout: Layout) -> list[dict[str, float]]:
+        """One a device, the trainer's first. Two processors: a shared device counts one for each of the two."""
+        roles = ["trainer"] * (layout.devices - layout.rollout_devices) + ["rollout"] * layout.rollout_devices
+        return [{"GPU": 1, "CPU": 2, **self._markers.get(role, {})} for role in roles]
+
+    def _too_small(self, layout: Layout, deadline_s: float) -> CrescendoError:
+        text = f"Ray has not {layout.devices} free GPUs"
+        if self.is_local:
+            fix = "Lower placement.num_devices or free GPUs; `ray status` shows them."
+            return EnvironmentProblem(f"{text}.", field="placement.num_devices", fix=fix)
+        fix = "See why worker pods do not come (`ray status` on the head, quota), or raise deadlines.devices_s."
+        return DeadlineError(f"{text} after {deadline_s:.0f} s.", field="deadlines.devices_s", fix=fix)
 
     def _init(self, scratch: Path) -> None:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -126,6 +183,8 @@ class Cluster:
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
                 self._group, placement_group_bundle_index=bundle, placement_group_capture_child_tasks=True
             )
+        else:
+            options["resources"] = self._markers.get(spec.role, {})
         # In a thread, because Ray's client blocks while Ray does not answer, and the controller must not.
         return await asyncio.to_thread(lambda: ray.remote(ServiceActor).options(**options).remote())
 
@@ -193,7 +252,7 @@ class Cluster:
             if _name(process) and process.status() == psutil.STATUS_STOPPED:
                 process.kill()
         await asyncio.to_thread(ray.shutdown)
-        self._own, self._group = [], None
+        self._own, self._group, self._layout = [], None, None
 
 
 def _name(process: psutil.Process) -> str:

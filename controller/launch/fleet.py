@@ -26,6 +26,7 @@ import psutil
 from crescendo.buffer import EmbeddedServer
 from crescendo.buffer.archive import archive_url
 from crescendo.buffer.check import check_server
+from crescendo.common.config.layouts import Layout, has_device_counts, layout_of
 from crescendo.common.config.schema import Config
 from crescendo.common.errors import CrescendoError, WorkerLostError
 from crescendo.common.rpc import Client, Endpoint
@@ -44,16 +45,7 @@ LOCAL_MODULES = {
     "archiver": "crescendo.buffer.archive",
 }
 """Roles that are plain subprocesses, and the module that each runs."""
-TRAINER_OPTIONS = (
-    "tensor_parallel",
-    "data_parallel",
-    "pipeline_parallel",
-    "context_parallel",
-    "expert_parallel",
-    "recompute",
-    "distributed_optimizer",
-    "async_checkpoint",
-)  # of config.trainer
+TRAINER_OPTIONS = ("recompute", "distributed_optimizer", "async_checkpoint")  # of config.trainer, beside its layout
 STOP_GRACE_S = 5.0
 BUFFER_STOP_GRACE_S = 1.0  # of a server that is lost anyway
 END_S = 10.0  # for a killed process to be gone
@@ -79,7 +71,8 @@ class Fleet:
         self.server: EmbeddedServer | None = None
         self.buffer_url = config.buffer.url
         self.workers: dict[str, Worker] = {}
-        self.cluster = Cluster(config.placement, uses_gpu)
+        self.cluster = Cluster(uses_gpu)
+        self.layout = layout_of(config)  # of what starts from now on, and of what runs
         self._incarnations: Counter[str] = Counter()
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._scratch = tempfile.TemporaryDirectory(prefix="crescendo-", ignore_cleanup_errors=True)
@@ -118,6 +111,28 @@ class Fleet:
             await self._end_all("trainer", "rollout")
             await self.cluster.shutdown()
             await self.cluster.connect(Path(self._scratch.name), self.config.deadlines.start_s)
+
+    async def adopt(self, layout: Layout) -> list[str]:
+        """Ends the ranks and engines that do not fit a layout; what starts from now on fits. Returns their names."""
+        before, self.layout = self.layout, layout
+        unfit = [] if layout.same_trainer(before) else self.gang
+        if not layout.same_engines(before):
+            unfit = unfit + self.engines
+        elif layout.num_engines < before.num_engines:
+            unfit = unfit + [self.workers[name] for name in self._surplus(before)]
+        await asyncio.gather(*map(self._leave, unfit))
+        return [worker.worker_id for worker in unfit]
+
+    def _surplus(self, before: Layout) -> list[str]:
+        names = map(engine_name, range(self.layout.num_engines, before.num_engines))
+        return [name for name in names if name in self.workers]
+
+    async def reserve(self) -> None:
+        """Takes the layout's devices; raises EnvironmentProblem or DeadlineError when they are not there in time."""
+        deadlines = self.config.deadlines
+        limit_s = deadlines.start_s if self.cluster.is_local else deadlines.devices_s
+        async with self._locks["ray"]:
+            await self.cluster.reserve(self.layout, limit_s, grows=has_device_counts(self.config))
 
     async def ensure_reward(self) -> None:
         """Starts reward service and executor unless both are ready; the one holds the other's address."""
@@ -174,6 +189,13 @@ class Fleet:
             await self._end(engine)
             self.workers.pop(engine.worker_id, None)
 
+    async def _leave(self, worker: Worker) -> None:
+        """Ends a worker that does not fit the layout; there is none of its name afterwards."""
+        if worker.is_ready:
+            worker.state = "leaving"  # its silence is nobody's loss
+        await self._end(worker)
+        self.workers.pop(worker.worker_id, None)
+
     async def _join_reward(self) -> None:
         """Waits until the reward service that serves many runs answers, and takes it as this run's."""
         address, deadline_s = self.config.reward_service.address, self.config.deadlines.start_s
@@ -210,9 +232,9 @@ class Fleet:
         await self._launch(self._spec("reward", 0, address=address, options={**options, "reward_models": models}))
 
     async def _start_trainer(self) -> None:
-        trainer = self.config.trainer
-        size = trainer.num_ranks
-        options = {name: str(getattr(trainer, name)) for name in TRAINER_OPTIONS}
+        trainer, layout = self.config.trainer, self.layout
+        size = layout.num_ranks
+        options = layout.trainer_options() | {name: str(getattr(trainer, name)) for name in TRAINER_OPTIONS}
         specs = [
             self._spec("trainer", rank, rank=rank, world_size=size, options=options,
                        threads=trainer.threads, model_path=str(self.folder.model.resolve()))
@@ -231,9 +253,9 @@ class Fleet:
         rollout = self.config.rollout
         spec = self._spec(
             "rollout", index, threads=rollout.threads, model_path=str(self.folder.model.resolve()),
-            options={"dummy": "1", "tensor_parallel": str(rollout.tensor_parallel)},
+            options={"dummy": "1", "tensor_parallel": str(self.layout.engine_tensor_parallel)},
         )  # fmt: skip
-        return await self._launch(spec, bundle=index)
+        return await self._launch(spec, bundle=self.layout.first_device("rollout", index))
 
     def _spec(self, role: str, index: int, **fields: Any) -> ServiceSpec:
         fields.setdefault("token", self.folder.read_token())
@@ -285,6 +307,7 @@ class Fleet:
             await asyncio.to_thread(self.kill, worker)
         elif isinstance(worker.process, ActorHandle):
             await self.cluster.stop(worker.process, STOP_GRACE_S)
+            await asyncio.to_thread(self.kill, worker)
         elif worker.process is not None:
             await worker.process.stop(STOP_GRACE_S)
         worker.process = None

@@ -137,7 +137,9 @@ def make_batch(
         optimizer=trainer_pb2.AdamW(**vars(step.optimizer)),
         optimizer_step=optimizer_step,
         num_mini_batches=algorithm.num_mini_batches,
-        max_tokens_per_micro_batch=config.trainer.max_tokens_per_micro_batch,
+        max_tokens_per_micro_batch=(
+            stage.layout.max_tokens_per_micro_batch or config.trainer.max_tokens_per_micro_batch
+        ),
         reset_optimizer=algorithm.reset_optimizer,
         truncated="mask" if stage.truncated == "mask" else "zero",  # the trainer takes rewards as they are
         importance_cap=algorithm.importance_cap,

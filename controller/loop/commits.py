@@ -34,6 +34,8 @@ life finds there; tests/integration/test_crash_points.py kills at each.
       branch in the ledger      rollback.opened      the gate decides again and is given the same branch
       old checkpoint loaded     rollback.loaded      as above
       stage left                stage.left           as above; a person's promotion is repeated by resumption
+    change of layout: the commit of the stage that follows stands, and resumption starts in its layout
+      what does not fit ended   layout.ended         as above
     resumption: as often as it dies, it begins again
       checkpoint loaded         resume.loaded
       buffer rolled to it       resume.rolled

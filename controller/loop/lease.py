@@ -4,6 +4,9 @@ What may happen, when, and which way of letting go is taken, is common/leases.py
 move that gives the devices to the other side takes a new fencing token, so that a holder which slept through its loss
 is refused everywhere. A proof that fails is an event, and the next stronger method is tried; when there is none, a
 worker that still holds device memory is lost (and the run recovers), and one that merely computes is an event.
+
+Where trainer and engines have devices of their own (`disaggregated`) nothing changes hands: the states and their fences
+are the same, since an iteration is synchronous, but nobody lets go, and nobody has to prove it.
 """
 
 import asyncio
@@ -27,7 +30,9 @@ Release = Callable[[str], Awaitable[common_pb2.DeviceReport]]
 class DeviceLease:
     """The state machine, the current fence, and the proofs."""
 
-    def __init__(self, buffer: ExperienceBuffer, board: Board, *, on_gpu: bool) -> None:
+    def __init__(self, buffer: ExperienceBuffer, board: Board, *, on_gpu: bool, apart: bool = False) -> None:
+        """apart: trainer and engines have devices of their own."""
+        self._apart = apart
         self._buffer = buffer
         self._board = board
         self._on_gpu = on_gpu
@@ -76,7 +81,7 @@ class DeviceLease:
 
     async def shed_trainer(self, trainer: Worker) -> None:
         """On GPUs: all but the trainer's weights goes to the host, so that engines can take theirs."""
-        if self._on_gpu:
+        if self._on_gpu and not self._apart:
             request = trainer_pb2.TrainerReleaseDeviceRequest(fence=self.fence, method="offload_state")
             await trainer.call("ReleaseDevice", request, timeout_s=CALL_S)
 
@@ -95,6 +100,8 @@ class DeviceLease:
     async def acquire_trainer(self, trainer: Worker) -> None:
         """The trainer takes the devices."""
         self._machine.require(Holder.TRAINER, Share.ALL)
+        if self._apart:
+            return
         request = trainer_pb2.TrainerAcquireDeviceRequest(fence=self.fence)
         await trainer.call("AcquireDevice", request, timeout_s=CALL_S)
 
@@ -116,6 +123,8 @@ class DeviceLease:
 
     async def acquire_engines(self, engines: list[Worker], share: Share = Share.ALL) -> None:
         """Every engine takes its device memory: its weights' part, or all."""
+        if self._apart:
+            return
         request = rollout_pb2.RolloutAcquireDeviceRequest(fence=self.fence, share=share)
         await asyncio.gather(*(engine.call("AcquireDevice", request, timeout_s=CALL_S) for engine in engines))
 
@@ -127,6 +136,8 @@ class DeviceLease:
 
     async def _let_go(self, holder: Holder, worker: Worker, release: Release, need_bytes: int) -> None:
         """Releases and proves, by stronger methods if it must be."""
+        if self._apart:
+            return
         methods = self._methods.setdefault(worker.worker_id, Methods(holder, self._device))
         before = _reading(worker.status.device)
         way: str | None = methods.choose(before.total_bytes, need_bytes)

@@ -13,11 +13,12 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from crescendo.common import failpoints
+from crescendo.common.config.layouts import has_device_counts
 from crescendo.common.errors import CrescendoError
 from crescendo.common.telemetry import read_jsonl
 from crescendo.common.types import GroupId, TrajectoryId
 from crescendo.controller.launch import Worker
-from crescendo.controller.loop import batches
+from crescendo.controller.loop import batches, relayout
 from crescendo.controller.loop.commits import list_manifests, manifest_path, seal
 from crescendo.controller.loop.run import Reinforcement
 from crescendo.controller.loop.state import RunState
@@ -31,10 +32,6 @@ CALL_MARGIN_S = 5.0
 
 async def restore_trainer(session: "Session") -> None:
     """Gives the trainer the newest commit, or the initial policy when there is none."""
-    if not session.sealed:
-        epoch = session.lease.fence.epoch
-        await session.patience.through(lambda: asyncio.to_thread(seal, session.folder, epoch))
-        session.sealed = True
     manifests = await asyncio.to_thread(list_manifests, session.folder)
     if not manifests:
         await _load_initial(session)
@@ -117,10 +114,32 @@ async def bring_back(session: "Session") -> None:
     """Replaces what is lost and fences out what is not; the trainer holds the devices afterwards."""
     await session.supervisor.look()
     await session.lease.take_over()
+    if not session.sealed:
+        epoch = session.lease.fence.epoch
+        await session.patience.through(lambda: asyncio.to_thread(seal, session.folder, epoch))
+        session.sealed = True
+    await _adopt_layout(session)
     for engine in session.fleet.engines:
         await _quiet(session, engine)
     await session.bring_up_services()
     await session.lease.acquire_trainer(session.fleet.trainer)
+
+
+async def _adopt_layout(session: "Session") -> None:
+    """Ends what does not fit the layout of the newest commit's stage; what is started after this fits."""
+    manifests = await asyncio.to_thread(list_manifests, session.folder)
+    stage, layout = relayout.committed(session.config, manifests[-1] if manifests else None)
+    before, board = session.fleet.layout, session.board
+    board.status.layout = str(layout)
+    if has_device_counts(session.config):  # the operator reads this, and gives the pods that it takes
+        board.status.stage_devices = layout.trainer_devices
+        board.status.stage_rollout_devices = layout.rollout_devices
+    if layout == before:
+        return
+    ended = await session.fleet.adopt(layout)
+    failpoints.reach("layout.ended")
+    message = f"stage {stage} runs on {layout}" + (f", after {before}" if ended else "")
+    board.event("stage.layout", message, stage=stage, ended=" ".join(ended))
 
 
 async def _quiet(session: "Session", engine: Worker) -> None:

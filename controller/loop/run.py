@@ -20,9 +20,10 @@ from dataclasses import asdict, dataclass
 
 from crescendo.buffer import NewGroup
 from crescendo.common import failpoints
+from crescendo.common.config.layouts import layout_of
 from crescendo.common.types import Group, GroupState, TrajectoryId, group_id
 from crescendo.controller.curriculum import Curriculum
-from crescendo.controller.loop import batches
+from crescendo.controller.loop import batches, relayout
 from crescendo.controller.loop.parts import Parts
 from crescendo.controller.loop.samples import show_samples
 from crescendo.controller.loop.scoring import scorer_specs
@@ -226,13 +227,14 @@ class Reinforcement:
         parts.show_stages(self.stages)
 
     async def commit(self) -> None:
-        """A checkpoint with everything that a resumption needs."""
+        """A checkpoint with everything that a resumption needs. Raises Relayout when its stage wants another layout."""
         parts, state = self.parts, self.parts.state
         state.stages, state.curriculum = self.stages.to_dict(), self.curriculum.to_dict()
         state.num_engines = parts.control.num_engines or 0
         protect = None if self.stages.stage.gate.rollback == "last" else self.stages.entered_iteration
         async with parts.trainer_resident():
             await parts.commit(protect_from=protect)
+            relayout.require(parts.fleet.layout, layout_of(parts.config, self.stages.stage))
 
     def _record(self, iteration: int, row: dict[str, float], accuracy: float | None, seconds: float) -> None:
         parts, board = self.parts, self.parts.board

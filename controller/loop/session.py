@@ -1,10 +1,11 @@
 """A run from its folder to its end: start everything, walk the steps, finish; whatever is lost, do it again.
 
-    attempt:  bring up what is not running -> new epoch -> restore the newest commit -> steps -> finish
+    attempt:  new epoch -> bring up what is not running -> restore the newest commit -> steps -> finish
 
 `execute` is called once by the controller process. A retryable failure anywhere (a lost worker, a passed deadline)
 ends the attempt; the next one replaces what is lost, fences out what is not, and goes on from the newest commit
 and the redo log. The first attempt is no other than the later ones: nothing runs yet, so everything is started.
+A stage with another layout ends an attempt too, and is no failure (relayout.py).
 Losses that need not end an attempt are repaired in it: the reward service and the embedded Valkey by Supervisor,
 engines by Rollouts and Parts. Everything else ends the run with its error.
 """
@@ -31,6 +32,7 @@ from crescendo.controller.loop.commits import Commits
 from crescendo.controller.loop.control import Control
 from crescendo.controller.loop.lease import DeviceLease
 from crescendo.controller.loop.parts import Parts
+from crescendo.controller.loop.relayout import Relayout
 from crescendo.controller.loop.rollouts import Rollouts
 from crescendo.controller.loop.run import Reinforcement
 from crescendo.controller.loop.scoring import ScoringLoop
@@ -92,11 +94,16 @@ class Session:
     async def _survive(self) -> None:
         """Attempts until one ends well, an error is no loss, or attempts are used up without progress."""
         attempts = self.supervisor.attempts("run")
-        furthest = self._reached()
+        furthest, phase = self._reached(), "start"
         while True:
             try:
-                await self._unless_given_up(self._attempt(first=not attempts.total))
+                await self._unless_given_up(self._attempt(phase))
+            except Relayout:
+                if self.control.stop_requested:  # the commit that was due stands
+                    return
+                phase = "relayout"
             except CrescendoError as error:
+                phase = "recover"
                 if self._reached() > furthest:
                     furthest = self._reached()
                     attempts.forget()
@@ -131,8 +138,8 @@ class Session:
         state = self.state
         return state.step_index, state.sft_steps, state.branch, state.iteration
 
-    async def _attempt(self, *, first: bool) -> None:
-        with self.board.phase("start" if first else "recover", self.state.iteration):
+    async def _attempt(self, phase: str) -> None:
+        with self.board.phase(phase, self.state.iteration):
             await recovery.bring_back(self)
             self.data = await self._loading
             await recovery.restore_trainer(self)
@@ -154,7 +161,8 @@ class Session:
         connected = await connect(url, self.folder.run_id(), budget_bytes=budget_bytes)
         self.buffer: ExperienceBuffer = patient(connected, self.patience)
         self.supervisor.start()
-        self.lease = DeviceLease(self.buffer, self.board, on_gpu=self.fleet.uses_gpu)
+        self._apart = self.config.placement.name == "disaggregated"
+        self.lease = DeviceLease(self.buffer, self.board, on_gpu=self.fleet.uses_gpu, apart=self._apart)
         self.commits = Commits(self.config, self.folder, self.buffer, self.lease, self.board, self.patience)
         self._loading = asyncio.create_task(asyncio.to_thread(Dataset.load, self.config, self.folder))
 
@@ -164,10 +172,12 @@ class Session:
         try:
             await self._ensure("ray", self.fleet.ensure_ray)
             await cancel([self._engines])
-            if self.fleet.uses_gpu:
+            await self.fleet.reserve()
+            shared = self.fleet.uses_gpu and not self._apart
+            if shared:
                 await self._clear_devices()
             self._engines = asyncio.create_task(self._ensure("engines", self._ensure_engines))
-            if self.fleet.uses_gpu:
+            if shared:
                 await self._engines
                 await self.lease.release_engines(self.fleet.engines)
             await self._ensure("trainer", self.fleet.ensure_trainer)
@@ -196,7 +206,7 @@ class Session:
             self.board.event(kind, f"{name} ready after {seconds:.1f} s", worker=name, seconds=seconds)
 
     async def _ensure_engines(self) -> None:
-        await asyncio.gather(*(self.fleet.ensure_engine(index) for index in range(self.config.rollout.num_engines)))
+        await asyncio.gather(*(self.fleet.ensure_engine(index) for index in range(self.fleet.layout.num_engines)))
 
     # Steps --------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from crescendo.controller.operator import failures
 from crescendo.controller.operator.failures import Failure
 from crescendo.controller.operator.requests import VERBS, Request, acknowledged, pending
 from crescendo.controller.operator.resource import ADOPT_ANNOTATION, Attempt, BufferServer, Manifest, Observed
+from crescendo.controller.operator.size import wanted_size
 from crescendo.controller.operator.status import Draft
 
 RESYNC_S: Final = 30.0
@@ -52,14 +53,14 @@ class Plan:
 
     create: number of the attempt whose children are to exist; buffer: pods of the job's own buffer, None as it is;
     renew: look after the certificates of an attempt that exists; ask: what people want of the run besides;
-    scale: devices that the stage wants, or None; delete: names of RayJobs; delete_job: the RLJob itself, its ttl being
-    over.
+    scale: pods of the worker groups that are to change; delete: names of RayJobs; delete_job: the RLJob itself, its
+    ttl being over.
     """
 
     create: int = 0
     buffer: int | None = None
     renew: bool = False
-    scale: int | None = None
+    scale: tuple[tuple[str, int], ...] = ()
     calls: tuple[Call, ...] = ()
     ask: Request | None = None
     events: tuple[Note, ...] = ()
@@ -263,7 +264,13 @@ def _progress(observed: Observed, draft: Draft) -> Plan:
     wish = job.spec.get("promoteTo", "")
     if wish and wish != job.status.get("promotedTo", ""):
         calls = (Call("promote", wish),)
-    return Plan(calls=calls, scale=report.stage_devices or None, events=events)
+    scale = tuple(
+        (group, pods) for group, pods in wanted_size(job, report).items() if observed.replicas.get(group, pods) != pods
+    )
+    if scale:
+        sizes = ", ".join(f"{group} {observed.replicas[group]} -> {pods}" for group, pods in scale)
+        events += (Note("Normal", "Scaled", f"pods for stage {report.stage}: {sizes}"),)
+    return Plan(calls=calls, scale=scale, events=events)
 
 
 def _fetch_failure(observed: Observed, draft: Draft) -> Plan | None:

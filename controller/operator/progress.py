@@ -98,6 +98,8 @@ def sanitized(status: controller_pb2.RunStatus) -> Report:
         stopped=status.phase in ("stopped", "done", "failed"),
         failure=text(status.failure, SHOWN_FAILURE),
         metrics=_metrics(status.metrics),
+        stage_devices=count(status.stage_devices),
+        stage_rollout_devices=count(status.stage_rollout_devices),
     )
 
 

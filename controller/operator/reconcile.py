@@ -9,7 +9,7 @@ import base64
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
@@ -131,7 +131,8 @@ class Reconciler:
         if newest is None:
             return observed
         observed = replace(observed, fetch=await self._fetch(newest, job))
-        return replace(observed, pods=await self._pods(newest, job), report=await self._report(newest, job))
+        pods, replicas = await self._cluster(newest, job)
+        return replace(observed, pods=pods, replicas=replicas, report=await self._report(newest, job))
 
     def _problems(self, job: Job) -> tuple[str, ...]:
         """Checked once for what a run is made of, since it takes half a second; not again for what steers it."""
@@ -162,17 +163,20 @@ class Reconciler:
             return None
         return BufferServer.from_body(body)
 
-    async def _pods(self, attempt: Attempt, job: Job) -> tuple[int, int]:
+    async def _cluster(self, attempt: Attempt, job: Job) -> tuple[tuple[int, int], Mapping[str, int]]:
+        """Pods that are ready and wanted, and the size of each worker group."""
         if not attempt.cluster_name:
-            return 0, 0
-        cluster = await self._api.get("RayCluster", attempt.cluster_name, job.namespace)
-        status = (cluster or {}).get("status") or {}
+            return (0, 0), {}
+        cluster = await self._api.get("RayCluster", attempt.cluster_name, job.namespace) or {}
+        status = cluster.get("status") or {}
         wanted = int(status.get("desiredWorkerReplicas", 0)) + 1
         head = any(
             condition.get("type") == "HeadPodReady" and condition.get("status") == "True"
             for condition in status.get("conditions", ())
         )
-        return int(status.get("readyWorkerReplicas", 0)) + int(head), wanted
+        groups = (cluster.get("spec") or {}).get("workerGroupSpecs", ())
+        replicas = {group["groupName"]: int(group.get("replicas", 0)) for group in groups}
+        return (int(status.get("readyWorkerReplicas", 0)) + int(head), wanted), replicas
 
     async def _fetch(self, attempt: Attempt, job: Job) -> FetchStep | None:
         """Looked at before the run runs only, and only in jobs that fetch."""
@@ -204,7 +208,7 @@ class Reconciler:
             await self._api.create(event_of(job, note, self._clock()))
         if decided.status is not None:
             await self._api.put_status(job.name, job.namespace, version, decided.status)
-        if decided.scale is not None:
+        if decided.scale:
             await self._scale(job, decided.scale)
         for name in decided.delete:
             await self._api.delete("RayJob", name, job.namespace)
@@ -255,16 +259,17 @@ class Reconciler:
             if needs_renewal(stored, self._authority, self._clock()):
                 await self._api.apply(identity_secret(job, role, self._authority, self._clock(), self._options))
 
-    async def _scale(self, job: Job, devices: int) -> None:
-        """Gives the worker group as many pods as a stage's devices need."""
-        per_pod = max(1, int(job.placement.get("devicesPerNode", 0)))
-        wanted = max(1, -(-devices // per_pod))
+    async def _scale(self, job: Job, sizes: tuple[tuple[str, int], ...]) -> None:
+        """Gives worker groups as many pods as a stage needs."""
         name = (job.status.get("cluster") or {}).get("rayCluster", "")
         cluster = await self._api.get("RayCluster", name, job.namespace) if name else None
-        if cluster is None or cluster["spec"]["workerGroupSpecs"][0].get("replicas") == wanted:
+        if cluster is None:
             return
-        group = "/spec/workerGroupSpecs/0"
-        operations: list[Manifest] = [{"op": "test", "path": f"{group}/groupName", "value": "worker"}]
-        for key in ("replicas", "minReplicas", "maxReplicas"):
-            operations.append({"op": "replace", "path": f"{group}/{key}", "value": wanted})
+        names = [group["groupName"] for group in cluster["spec"]["workerGroupSpecs"]]
+        operations: list[Manifest] = []
+        for group, pods in sizes:
+            path = f"/spec/workerGroupSpecs/{names.index(group)}"
+            operations.append({"op": "test", "path": f"{path}/groupName", "value": group})
+            for key in ("minReplicas", "maxReplicas", "replicas"):
+                operations.append({"op": "replace", "path": f"{path}/{key}", "value": pods})
         await self._api.patch("RayCluster", name, job.namespace, operations)

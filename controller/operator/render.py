@@ -4,9 +4,11 @@ What the operator decides on a cluster (name, folder, buffer, placement, console
 and comes back as the RLJob's own fields.
 """
 
+import math
 from typing import Any, Final
 
 from crescendo.common.config import check_mapping
+from crescendo.common.config.layouts import layout_of
 from crescendo.common.config.spelling import to_camel, to_snake
 from crescendo.common.errors import ConfigError
 from crescendo.controller.operator.resource import API_VERSION, KIND, Manifest
@@ -27,8 +29,13 @@ def to_rljob(run: Manifest, *, image: str, name: str = "", namespace: str = "") 
     if identity:
         spec_run = {"run": identity, **spec_run}
     placement: Manifest = {"mode": _MODES[config.placement.name], "nodes": 1}
+    apart = layout_of(config).rollout_devices
     if config.placement.device == "gpu":
-        placement["devicesPerNode"] = config.placement.num_devices
+        placement["devicesPerNode"] = math.gcd(config.placement.num_devices, apart)
+    if apart:
+        per_node = placement.get("devicesPerNode", 1)
+        placement["rolloutNodes"] = apart // per_node
+        placement["nodes"] = max(1, config.placement.num_devices // per_node - placement["rolloutNodes"])
     metadata: Manifest = {"name": name or config.run.name}
     if namespace:
         metadata["namespace"] = namespace
@@ -45,9 +52,12 @@ def to_run_file(job: Manifest) -> Manifest:
     run: dict[str, Any] = dict(to_snake(job["spec"]["run"]))
     run["run"] = {"name": job["metadata"]["name"], **run.get("run", {})}
     placement = job["spec"].get("placement") or {}
-    devices = int(placement.get("devicesPerNode", 0)) * int(placement.get("nodes", 1))
-    run["placement"] = {"name": placement.get("mode", "Colocated").lower(), "device": "gpu" if devices else "cpu"}
-    if devices:
-        run["placement"]["num_devices"] = devices
+    per_node, own = int(placement.get("devicesPerNode", 0)), int(placement.get("rolloutNodes", 0))
+    nodes = int(placement.get("nodes", 1)) + own
+    run["placement"] = {"name": placement.get("mode", "Colocated").lower(), "device": "gpu" if per_node else "cpu"}
+    if per_node or own:
+        run["placement"]["num_devices"] = nodes * max(1, per_node)
+    if own:
+        run["placement"]["rollout_devices"] = own * max(1, per_node)
     ordered = ["run", *(key for key in run if key != "run")]
     return {key: run[key] for key in ordered}

@@ -85,7 +85,11 @@ class Job:
     def devices(self) -> int:
         """GPUs of all worker pods at full size."""
         nodes = int(self.placement.get("nodes", 1)) + int(self.placement.get("rolloutNodes", 0))
-        return nodes * int(self.placement.get("devicesPerNode", 0))
+        return self.gpus(nodes)
+
+    def gpus(self, pods: int) -> int:
+        """GPUs of so many worker pods."""
+        return pods * int(self.placement.get("devicesPerNode", 0))
 
     def time(self, name: str) -> datetime | None:
         """A time of the status."""
@@ -182,6 +186,7 @@ class Report:
     failure: str
     metrics: Mapping[str, float] = field(default_factory=dict)
     stage_devices: int = 0
+    stage_rollout_devices: int = 0
 
 
 @dataclass(frozen=True)
@@ -230,7 +235,8 @@ class Observed:
     pods: (ready, wanted) of the newest attempt's cluster; storage_id, buffer_storage_id: what the run's and the
     buffer's volume carry, empty where there is none yet; leaving: the name of one that goes with an earlier job;
     problems: of the spec, beyond what the CRD could refuse;
-    buffer: its own server, looked at only while no attempt uses it.
+    buffer: its own server, looked at only while no attempt uses it; replicas: pods that each worker group of the newest
+    attempt's cluster is to have.
     """
 
     job: Job
@@ -244,6 +250,7 @@ class Observed:
     problems: tuple[str, ...] = ()
     buffer: BufferServer | None = None
     fetch: FetchStep | None = None
+    replicas: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def newest(self) -> Attempt | None:

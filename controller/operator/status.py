@@ -79,7 +79,7 @@ class Draft:
         self.set(
             cluster={"rayJob": ray_job, "rayCluster": ray_cluster} if ray_cluster else {"rayJob": ray_job},
             readySummary=f"{ready}/{wanted}",
-            gpus=observed.job.devices,
+            gpus=observed.job.gpus(sum(observed.replicas.values())) if observed.replicas else observed.job.devices,
         )
 
     def progress(self, report: Report) -> None:

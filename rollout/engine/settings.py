@@ -53,7 +53,7 @@ class EngineSettings:
             seed=config.run.seed,
             deterministic=config.run.deterministic,
             dummy_weights=spec.options.get("dummy") == "1",
-            tensor_parallel=rollout.tensor_parallel,
+            tensor_parallel=int(spec.options.get("tensor_parallel", rollout.tensor_parallel)),
             max_concurrency=rollout.max_concurrency,
             kv_cache_gib=rollout.kv_cache_gib,
             gpu_memory_utilization=rollout.gpu_memory_utilization,

@@ -9,7 +9,7 @@ from typing import Any
 from unittest import mock
 
 from crescendo.buffer.archive.service import start as start_archiver
-from crescendo.common.config.schema import PlacementConfig
+from crescendo.common.config.layouts import Layout
 from crescendo.common.service import RunningService, ServiceSpec
 from crescendo.controller import app
 from crescendo.controller.launch import fleet
@@ -44,12 +44,15 @@ class OneProcess:
     is_local = False  # the processes' ids are the controller's own
     is_connected = False
 
-    def __init__(self, placement: PlacementConfig, uses_gpu: bool) -> None:
+    def __init__(self, uses_gpu: bool) -> None:
         pass
 
     async def connect(self, scratch: Path, deadline_s: float) -> None:
         """Nothing to connect to."""
         self.is_connected = True
+
+    async def reserve(self, layout: Layout, deadline_s: float, *, grows: bool = False) -> None:
+        """There are always enough."""
 
     def why_lost(self) -> str:
         """It cannot be lost."""
@@ -77,7 +80,7 @@ class OneProcess:
 
 async def start_local(module: str, spec: ServiceSpec, control: Path, deadline_s: float) -> ActorHandle:
     """The stand-in for launch/local.py."""
-    return await OneProcess(PlacementConfig(), uses_gpu=False).start(spec)
+    return await OneProcess(uses_gpu=False).start(spec)
 
 
 @dataclass

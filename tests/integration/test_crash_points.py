@@ -50,15 +50,18 @@ LIVES: dict[str, tuple[str, ...]] = {
     ),
     "rollback": ("rollback.opened:1", "rollback.loaded:1", "stage.left:1", "commit.saved:1"),
     "resumption": ("train.stepped:3", "resume.loaded:1", "resume.rolled:1", "resume.retrained:1", "trainer.stepped:1"),
+    "layout": ("stage.left:1", "commit.renamed:1", "layout.ended:1", "resume.loaded:1"),
     "ends": ("sft.trained:1", "finish.exported:1", "finish.committed:1"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("deaths", LIVES.values(), ids=LIVES)
-def test_a_run_killed_at_its_crash_points_loses_nothing_and_repeats_nothing(
-    deaths: tuple[str, ...], tmp_path: Path
-) -> None:
-    run = LightRun.prepare(tmp_path)
+SETTINGS = {"layout": ("steps.1.rl.stages.1.layout.engine_tensor_parallel=3",)}
+
+
+@pytest.mark.parametrize("lives", LIVES)
+def test_a_run_killed_at_its_crash_points_loses_nothing_and_repeats_nothing(lives: str, tmp_path: Path) -> None:
+    deaths = LIVES[lives]
+    run = LightRun.prepare(tmp_path, *SETTINGS.get(lives, ()))
     for number, death in enumerate(deaths):
         marker = tmp_path / f"died-{number}"
         assert run.live(f"{death}:{marker}") == -9, f"{death} was never reached: {run.last_words()}"

@@ -83,9 +83,9 @@ def run_pod(
     devices: GPUs; 0 hides every GPU of the node; steps: init containers, and the volumes that they need besides.
     """
     spec = job.spec
-    shared = ((spec.get("resources") or {}).get("head" if component == "head" else "worker") or {}).get(
-        "sharedMemory", "2Gi"
-    )
+    resources = spec.get("resources") or {}
+    sized_as = component if component == "head" or resources.get(component) else "worker"
+    shared = (resources.get(sized_as) or {}).get("sharedMemory", "2Gi")
     pod: Manifest = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -97,7 +97,7 @@ def run_pod(
                 "image": image,
                 "imagePullPolicy": spec.get("imagePullPolicy", "IfNotPresent"),
                 "env": _environment(job, devices),
-                "resources": resources_of(job, "head" if component == "head" else "worker", devices),
+                "resources": resources_of(job, sized_as, devices),
                 "securityContext": restricted_container(),
                 "volumeMounts": [
                     {"name": "run", "mountPath": RUN_FOLDER_MOUNT},

@@ -5,11 +5,15 @@
 
 from typing import Any, Final
 
+from crescendo.common.config import check_mapping
+from crescendo.common.errors import ConfigError
 from crescendo.controller.operator.children.identity import identity_name
 from crescendo.controller.operator.children.inputs import fetch_steps
 from crescendo.controller.operator.children.pods import RUN_FILE_MOUNT, labels, run_pod
+from crescendo.controller.operator.children.run_file import run_file
 from crescendo.controller.operator.options import Options
 from crescendo.controller.operator.resource import ATTEMPT_LABEL, Job, Manifest
+from crescendo.controller.operator.size import Pods, first_size, full_size
 
 CONTROLLER_PORT: Final = 8444
 PORT_VARIABLE: Final = "CRESCENDO_CONTROLLER_PORT"
@@ -74,16 +78,17 @@ def _cluster(job: Job, options: Options) -> Manifest:
             "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0", "object-store-memory": OBJECT_STORE},
             "template": head,
         },
-        "workerGroupSpecs": _groups(job),
+        "workerGroupSpecs": [_group(job, name, pods) for name, pods in _first_size(job, options).items()],
     }
 
 
-def _groups(job: Job) -> list[Manifest]:
-    placement = job.placement
-    groups = [_group(job, "worker", int(placement.get("nodes", 1)))]
-    if placement.get("mode") == "Disaggregated":
-        groups.append(_group(job, "rollout", int(placement["rolloutNodes"])))
-    return groups
+def _first_size(job: Job, options: Options) -> Pods:
+    """Of a run that would be refused: its full size."""
+    try:
+        config = check_mapping(run_file(job, options), "spec.run")
+    except ConfigError:
+        return full_size(job)
+    return first_size(job, config)
 
 
 def _group(job: Job, name: str, replicas: int) -> Manifest:

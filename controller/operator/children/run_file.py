@@ -18,6 +18,7 @@ from crescendo.controller.operator.children.storage import BUFFER_PORT
 from crescendo.controller.operator.options import Options
 from crescendo.controller.operator.resource import Job, Manifest
 from crescendo.controller.operator.shared_buffer import is_shared, job_url
+from crescendo.controller.operator.size import ROLLOUT, devices_per_pod, full_size
 
 
 def run_file(job: Job, options: Options) -> Manifest:
@@ -29,7 +30,7 @@ def run_file(job: Job, options: Options) -> Manifest:
     run["placement"] = _placement(job)
     if options.reward_address:
         run["rewardService"] = {**run.get("rewardService", {}), "address": options.reward_address}
-    if _pods(job) > 1 and run.get("trainer", {}).get("weightChannel", "shm") == "shm":
+    if sum(full_size(job).values()) > 1 and run.get("trainer", {}).get("weightChannel", "shm") == "shm":
         run["trainer"] = {**run.get("trainer", {}), "weightChannel": "tcp"}  # pods share no memory
     for one in inputs(job):
         _set(run, one.run_path, one.value)
@@ -44,19 +45,16 @@ def buffer_url(job: Job, options: Options) -> str:
     return f"redis://{host}:{BUFFER_PORT}/0?password_file={BUFFER_PASSWORD_MOUNT}/password"
 
 
-def _pods(job: Job) -> int:
-    """Worker pods of the run."""
-    return int(job.placement.get("nodes", 1)) + int(job.placement.get("rolloutNodes", 0))
-
-
 def _placement(job: Job) -> Manifest:
-    devices = int(job.placement.get("devicesPerNode", 0))
-    mode = job.placement.get("mode", "Colocated")
-    return {
-        "device": "gpu" if devices else "cpu",
-        "name": "disaggregated" if mode == "Disaggregated" else "colocated",
-        camel_case("num_devices"): max(1, job.devices),
+    pods, per_pod = full_size(job), devices_per_pod(job)
+    found: Manifest = {
+        "device": "gpu" if job.devices else "cpu",
+        "name": "disaggregated" if ROLLOUT in pods else "colocated",
+        camel_case("num_devices"): per_pod * sum(pods.values()),
     }
+    if ROLLOUT in pods:
+        found[camel_case("rollout_devices")] = per_pod * pods[ROLLOUT]
+    return found
 
 
 def _set(tree: Manifest, path: str, value: str) -> None:

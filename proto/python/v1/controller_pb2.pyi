@@ -73,7 +73,7 @@ class PhaseSpan(_message.Message):
     START_SECONDS_FIELD_NUMBER: _builtins.int
     END_SECONDS_FIELD_NUMBER: _builtins.int
     phase: _builtins.str
-    """start | sft | rollout | switch | train | publish | validate | commit"""
+    """start | relayout | sft | rollout | switch | train | publish | validate | commit"""
     iteration: _builtins.int
     start_seconds: _builtins.float
     """since the run started"""
@@ -142,6 +142,9 @@ class RunStatus(_message.Message):
     COMMITTED_ITERATION_FIELD_NUMBER: _builtins.int
     CONSOLE_URL_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
+    LAYOUT_FIELD_NUMBER: _builtins.int
+    STAGE_DEVICES_FIELD_NUMBER: _builtins.int
+    STAGE_ROLLOUT_DEVICES_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     name: _builtins.str
     phase: _builtins.str
@@ -167,6 +170,12 @@ class RunStatus(_message.Message):
     """-1: none yet"""
     console_url: _builtins.str
     failure: _builtins.str
+    layout: _builtins.str
+    """of trainer and engines, for people"""
+    stage_devices: _builtins.int
+    """that the stage wants: of trainer and engines, or of the trainer alone; 0: all"""
+    stage_rollout_devices: _builtins.int
+    """that engines want for themselves, when they are apart"""
     @_builtins.property
     def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageStatus]: ...
     @_builtins.property
@@ -208,10 +217,13 @@ class RunStatus(_message.Message):
         committed_iteration: _builtins.int = ...,
         console_url: _builtins.str = ...,
         failure: _builtins.str = ...,
+        layout: _builtins.str = ...,
+        stage_devices: _builtins.int = ...,
+        stage_rollout_devices: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "committed_iteration", b"committed_iteration", "console_url", b"console_url", "elapsed_seconds", b"elapsed_seconds", "eta_seconds", b"eta_seconds", "failure", b"failure", "fence", b"fence", "iteration", b"iteration", "lease_state", b"lease_state", "max_iterations", b"max_iterations", "message", b"message", "metrics", b"metrics", "name", b"name", "paused", b"paused", "phase", b"phase", "phase_progress", b"phase_progress", "run_id", b"run_id", "stage", b"stage", "stages", b"stages", "step", b"step", "timeline", b"timeline", "tokens_per_second", b"tokens_per_second", "weight_version", b"weight_version", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["branch", b"branch", "committed_iteration", b"committed_iteration", "console_url", b"console_url", "elapsed_seconds", b"elapsed_seconds", "eta_seconds", b"eta_seconds", "failure", b"failure", "fence", b"fence", "iteration", b"iteration", "layout", b"layout", "lease_state", b"lease_state", "max_iterations", b"max_iterations", "message", b"message", "metrics", b"metrics", "name", b"name", "paused", b"paused", "phase", b"phase", "phase_progress", b"phase_progress", "run_id", b"run_id", "stage", b"stage", "stage_devices", b"stage_devices", "stage_rollout_devices", b"stage_rollout_devices", "stages", b"stages", "step", b"step", "timeline", b"timeline", "tokens_per_second", b"tokens_per_second", "weight_version", b"weight_version", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

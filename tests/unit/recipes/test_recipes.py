@@ -81,7 +81,7 @@ def test_the_rljob_is_accepted_and_becomes_pods(name: str) -> None:
     kinds = {manifest["kind"] for manifest in fixtures(job(name), OPTIONS)}
     assert {"ConfigMap", "StatefulSet", "NetworkPolicy"} <= kinds
     (group,) = ray_job(job(name), 1, OPTIONS)["spec"]["rayClusterSpec"]["workerGroupSpecs"]
-    assert group["replicas"] == 4
+    assert group["replicas"] == (rl(recipe(name)).stages[0].layout.devices or 32) // 8
     (container,) = group["template"]["spec"]["containers"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "8"
 

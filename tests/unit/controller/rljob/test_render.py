@@ -125,8 +125,47 @@ def test_disaggregated_engines_have_a_group_of_their_own() -> None:
     manifest = ray_job(job(placement={"mode": "Disaggregated", "nodes": 2, "rolloutNodes": 3}), 4, Options())
     groups = manifest["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     assert [(group["groupName"], group["replicas"]) for group in groups] == [("worker", 2), ("rollout", 3)]
+    for group in groups:
+        assert f"crescendo-{group['groupName']}" in group["rayStartParams"]["resources"]
     assert manifest["metadata"]["name"] == "math-4"
     assert manifest["spec"]["backoffLimit"] == 0
+
+
+def test_disaggregated_engines_are_sized_by_themselves_and_get_weights_over_the_network() -> None:
+    placement = {"mode": "Disaggregated", "nodes": 1, "rolloutNodes": 2, "devicesPerNode": 4}
+    sizes = {"worker": {"memory": "64Gi"}, "rollout": {"memory": "32Gi", "sharedMemory": "16Gi"}}
+    apart = job(placement=placement, resources=sizes)
+    groups = ray_job(apart, 1, Options())["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    pods = [group["template"]["spec"] for group in groups]
+    assert [pod["containers"][0]["resources"]["limits"]["memory"] for pod in pods] == ["64Gi", "32Gi"]
+    assert [pod["volumes"][4]["emptyDir"]["sizeLimit"] for pod in pods] == ["2Gi", "16Gi"]
+    config = check_mapping(run_file(apart, Options()), "run.yaml")
+    assert (config.placement.name, config.trainer.weight_channel) == ("disaggregated", "tcp")
+    assert (config.placement.num_devices, config.placement.rollout_devices) == (12, 8)
+    (ray,) = [one for one in fixtures(apart, Options()) if one["metadata"]["name"] == "math-ray"]
+    assert {"worker", "rollout"} <= set(
+        ray["spec"]["ingress"][0]["from"][0]["podSelector"]["matchExpressions"][0]["values"]
+    )
+    on_cores = check_mapping(run_file(job(placement={**placement, "devicesPerNode": 0}), Options()), "run.yaml")
+    assert (on_cores.placement.device, on_cores.placement.num_devices) == ("cpu", 3)
+
+
+def test_a_run_apart_becomes_an_rljob_and_comes_back() -> None:
+    run = {
+        **job().spec["run"],
+        "placement": {"name": "disaggregated", "device": "gpu", "num_devices": 12, "rollout_devices": 8},
+    }
+    run["run"] = {"name": "math"}
+    run["trainer"] = {"weight_channel": "tcp", "data_parallel": 4}
+    run["rollout"] = {"num_engines": 8}
+    rendered = to_rljob(run, image="any")
+    assert rendered["spec"]["placement"] == {
+        "mode": "Disaggregated",
+        "nodes": 1,
+        "rolloutNodes": 2,
+        "devicesPerNode": 4,
+    }
+    assert to_run_file(rendered)["placement"] == run["placement"]
 
 
 def test_kueue_keeps_the_suspension_of_a_queued_job() -> None:

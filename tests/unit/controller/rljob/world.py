@@ -35,6 +35,7 @@ class World:
     buffer_comes_up: bool = True
     fetch: FetchStep | None = None
     annotations: dict[str, str] = field(default_factory=dict)
+    replicas: dict[str, int] = field(default_factory=dict)
 
     def observed(self) -> Observed:
         """What an operator that starts now would see."""
@@ -50,6 +51,7 @@ class World:
             leaving=self.leaving,
             buffer=self.buffer,
             fetch=self.fetch,
+            replicas=self.replicas,
         )
 
     def reconcile(self) -> Plan:
@@ -68,6 +70,9 @@ class World:
         if decided.status is not None:
             self._write("status")
             self.status = decided.status
+        for group, pods in decided.scale:
+            self._write(f"scale {group} {pods}")
+            self.replicas = {**self.replicas, group: pods}
         for name in decided.delete:
             self._write(f"delete {name}")
             self.attempts.pop(name, None)
