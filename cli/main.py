@@ -278,13 +278,24 @@ def _add_plan(commands: Commands) -> None:
         commands,
         "plan",
         "plan:plan",
-        "estimate the memory of a run, stage by stage; exit code 2 when it does not fit",
-        "crescendo plan recipes/deepscaler/recipe.yaml --gpus 8 --gpu-memory 80",
+        "estimate the memory of a run, stage by stage; exit code 2, and what to change, when it does not fit",
+        "crescendo plan recipes/quickstart/recipe.yaml",
+        "crescendo plan recipes/deepscaler/recipe.yaml --gpus 8 --gpu-memory 80 --host-memory 1024",
+        "crescendo plan recipes/deepscaler/recipe.yaml --gpus 8 --gpu-memory 80 --set trainer.recompute=full",
     )
     _add_recipe(plan)
     plan.add_argument("--gpus", metavar="N", type=int, default=0, help="GPUs; 0 (default): the run computes on cores")
     plan.add_argument("--gpu-memory", metavar="GIB", type=float, default=0.0, help="memory of one GPU")
-    plan.add_argument("--host-memory", metavar="GIB", type=float, default=0.0, help="memory of one machine")
+    plan.add_argument(
+        "--gpus-a-machine", metavar="N", type=int, default=0, help="GPUs of one machine (default: all, at most 8)"
+    )
+    plan.add_argument(
+        "--host-memory",
+        metavar="GIB",
+        type=float,
+        default=0.0,
+        help="memory of one machine (default: unknown with --gpus, else this machine's)",
+    )
     plan.add_argument("--json", action="store_true", help="print JSON, in bytes")
 
 

@@ -1,11 +1,13 @@
 """The policy that a run starts from, as a Hugging Face folder in the run folder: made, linked or fetched."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from crescendo.common.config.schema import Config
 from crescendo.common.errors import ConfigError, EnvironmentProblem
 from crescendo.common.models.scratch import write_scratch_model
+from crescendo.common.planner import refuse_early
 from crescendo.common.runfolder import RunFolder
 
 NEEDED = ("config.json", "tokenizer.json")
@@ -14,7 +16,8 @@ NEEDED = ("config.json", "tokenizer.json")
 def prepare_policy(config: Config, folder: RunFolder) -> Path:
     """Makes folder.model hold the policy; does nothing when it does already.
 
-    Raises ConfigError for a folder without a model, EnvironmentProblem when the hub cannot be reached.
+    Raises ConfigError for a folder without a model, and for a model of the hub that does not fit this machine;
+    EnvironmentProblem when the hub cannot be reached.
     """
     if (folder.model / "config.json").exists():
         return folder.model
@@ -31,6 +34,7 @@ def prepare_policy(config: Config, folder: RunFolder) -> Path:
         )
     else:
         _link(_fetch(source, config.model.revision), folder.model)
+        refuse_early(replace(config, model=replace(config.model, source=str(folder.model))))
     return folder.model
 
 

@@ -36,12 +36,26 @@ class Shape:
         return self.num_kv_heads * self.head_dim
 
     @property
+    def layer_matrices(self) -> int:
+        """Parameters of one layer that tensor parallelism divides: attention, and the feed-forward but of experts."""
+        h, q, kv = self.hidden_size, self.query_size, self.kv_size
+        attention = h * (q + 2 * kv) + q * h + (q + 2 * kv) * self.qkv_bias
+        return attention + (0 if self.num_experts else 3 * h * self.ffn_size)
+
+    @property
+    def layer_vectors(self) -> int:
+        """Parameters of one layer that every tensor-parallel rank has whole: norms, and a router."""
+        return 2 * self.hidden_size + 2 * self.head_dim * self.qk_norm + self.hidden_size * self.num_experts
+
+    @property
+    def layer_experts(self) -> int:
+        """Parameters of one layer's experts."""
+        return 3 * self.hidden_size * self.ffn_size * self.num_experts
+
+    @property
     def layer_parameters(self) -> int:
         """Of one layer."""
-        h, q, kv = self.hidden_size, self.query_size, self.kv_size
-        attention = h * (q + 2 * kv) + q * h + (q + 2 * kv) * self.qkv_bias + 2 * self.head_dim * self.qk_norm
-        experts = max(1, self.num_experts)
-        return attention + 3 * h * self.ffn_size * experts + h * self.num_experts + 2 * h
+        return self.layer_matrices + self.layer_vectors + self.layer_experts
 
     @property
     def embedding_parameters(self) -> int:
@@ -76,7 +90,7 @@ class Shape:
         try:
             heads = int(config["num_attention_heads"])
             kind = str(config.get("model_type", ""))
-            experts = int(config.get("num_experts") or 0)
+            experts = int(config.get("num_experts") or config.get("num_local_experts") or 0)
             return cls(
                 int(config["hidden_size"]),
                 int(config["num_hidden_layers"]),

@@ -30,8 +30,8 @@ def capacity_problems(job: Job, options: Options) -> list[str]:
         return []
     devices = int(job.placement.get("devicesPerNode", 0))
     memory = quantity_bytes(resources_of(job, "worker", devices)["limits"]["memory"])
-    problem = make_plan(config, shape, Machine(devices, None, memory)).problem
-    return [f"spec.resources.worker.memory: {problem}"] if problem else []
+    made = make_plan(config, shape, Machine(job.devices, None, memory, gpus_a_machine=devices))
+    return [f"spec.resources.worker.memory: {made.problem} {made.fix}"] if made.problem else []
 
 
 def quantity_bytes(text: str) -> int | None:

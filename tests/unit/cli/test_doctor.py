@@ -12,6 +12,7 @@ from crescendo.cli import doctor
 from crescendo.cli.main import main
 from crescendo.common.config import Config
 from crescendo.common.errors import EnvironmentProblem
+from crescendo.common.planner import here, memory_limit
 
 GIB = 1 << 30
 
@@ -28,11 +29,11 @@ def test_memory_is_judged_by_limit_and_by_what_is_free() -> None:
 
 def test_a_container_s_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = tmp_path / "memory.max"
-    monkeypatch.setattr(doctor, "_CGROUP_LIMITS", (limit, tmp_path / "absent"))
+    monkeypatch.setattr(here, "_CGROUP_LIMITS", (limit, tmp_path / "absent"))
     limit.write_text("max\n")
-    assert doctor._memory_limit() > GIB
+    assert memory_limit() > GIB
     limit.write_text(f"{GIB // 2}\n")
-    assert doctor._memory_limit() == GIB // 2
+    assert memory_limit() == GIB // 2
 
 
 def test_disk_looks_at_the_folder_that_will_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

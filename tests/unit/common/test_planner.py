@@ -1,13 +1,19 @@
 """The memory planner: published parameter counts, monotone estimates, and what it says does not fit."""
 
+import copy
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crescendo.common.config.rl import RlStepConfig, StageConfig
+from crescendo.common.config.rl import RlStepConfig, StageConfig, StageLayoutConfig
 from crescendo.common.config.schema import Config, StepConfig
 from crescendo.common.errors import DataError
-from crescendo.common.planner import Machine, Plan, Shape, make_plan
+from crescendo.common.planner import Machine, Plan, Shape, engine, make_plan
 from crescendo.common.planner import memory as formulas
 from crescendo.common.planner.memory import Training
 
@@ -41,7 +47,7 @@ def test_a_config_without_its_sizes_is_bad_input() -> None:
         Shape.of_config({"num_attention_heads": 4})
 
 
-def run(response: int, *, micro: int = 8192, dtype: str = "bfloat16", **trainer: int) -> Config:
+def run(response: int, *, micro: int = 8192, dtype: str = "bfloat16", **trainer: Any) -> Config:
     config = Config()
     config.model.dtype = dtype
     config.trainer.max_tokens_per_micro_batch = micro
@@ -56,6 +62,11 @@ def planned(config: Config, gpus: int, gpu_gib: int, shape: dict[str, object] = 
     return make_plan(config, Shape.of_config(shape), Machine(gpus, gpu_gib * GIB, 512 * GIB))
 
 
+def test_a_mixture_is_known_by_either_spelling_of_its_experts() -> None:
+    renamed = {("num_local_experts" if name == "num_experts" else name): size for name, size in QWEN3_30B_A3B.items()}
+    assert Shape.of_config(renamed) == Shape.of_config(QWEN3_30B_A3B)
+
+
 def test_24k_tokens_of_a_1_5b_model_fit_an_h200_and_not_a_24_gib_card() -> None:
     assert planned(run(24576), 1, 141).problem == ""
     problem = planned(run(24576), 1, 24).problem
@@ -63,19 +74,96 @@ def test_24k_tokens_of_a_1_5b_model_fit_an_h200_and_not_a_24_gib_card() -> None:
     assert "optimizer" in problem or "gradients" in problem or "activations" in problem
 
 
-def test_the_first_thing_that_does_not_fit_is_named_with_what_to_change() -> None:
-    activations = planned(run(8192, micro=65536), 1, 80).problem
-    assert "activations" in activations
-    assert "max_tokens_per_micro_batch" in activations
-    state = planned(run(8192), 1, 70, LLAMA_8B).problem
-    assert "gradients" in state
-    assert "tensor_parallel above 1" in state
-    assert planned(run(8192, tensor_parallel=8), 8, 80, LLAMA_8B).problem == ""
+# What to change -----------------------------------------------------------------------------------------
+
+
+def obeyed(config: Config, fix: str) -> Config:
+    """The run after a fix was followed to the letter."""
+    changed = copy.deepcopy(config)
+    for path, text in re.findall(r"([\w.\[\]]+)=([\w.]+)", fix):
+        *parents, last = re.findall(r"\w+", path)
+        at: Any = changed
+        for name in parents:
+            at = at[int(name)] if isinstance(at, list) else getattr(at, name)
+        kind = type(getattr(at, last))
+        setattr(at, last, text == "true" if kind is bool else kind(text))
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("config", "gpus", "gib", "shape", "problem", "fix"),
+    [
+        (run(8192, micro=65536), 1, 80, QWEN_1_5B, "activations of 65536", "max_tokens_per_micro_batch=10240"),
+        (run(24576), 1, 80, QWEN_1_5B, "activations of 26624", "trainer.recompute=full"),
+        (run(8192), 8, 80, LLAMA_8B, "optimizer", "trainer.tensor_parallel=4"),
+        (
+            run(8192),
+            1,
+            80,
+            LLAMA_8B,
+            "optimizer",
+            "Take 2 GPUs, and set trainer.recompute=full",
+        ),
+        (run(24576), 16, 80, QWEN3_30B_A3B, "main weights", "trainer.expert_parallel=16"),
+        (run(1024, tensor_parallel=16), 8, 141, LLAMA_8B, "take 16 GPUs", "trainer.tensor_parallel=8"),
+        (run(512, data_parallel=8), 4, 141, QWEN_1_5B, "take 8 GPUs", "trainer.data_parallel=4"),
+    ],
+    ids=["micro batch", "recompute", "tensor", "more gpus", "mixture", "too many ranks", "too many replicas"],
+)
+def test_what_does_not_fit_is_named_with_a_change_after_which_it_fits(
+    config: Config, gpus: int, gib: int, shape: dict[str, object], problem: str, fix: str
+) -> None:
+    made = planned(config, gpus, gib, shape)
+    assert problem in made.problem
+    assert fix in made.fix
+    more = re.match(r"Take (\d+) GPUs", made.fix)
+    again = planned(obeyed(config, made.fix), int(more[1]) if more else gpus, gib, shape)
+    assert again.problem == ""
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    st.sampled_from([QWEN_1_5B, LLAMA_8B, QWEN3_30B_A3B]), st.sampled_from([1, 4, 16, 64]),
+    st.sampled_from([24, 80, 141]), st.integers(1024, 65536), st.booleans(), st.sampled_from([64, 512, 2048]),
+)  # fmt: skip
+def test_every_fix_fits_by_the_planner_itself(
+    shape: dict[str, object], gpus: int, gib: int, response: int, asynchronous: bool, host: int
+) -> None:
+    config = run(response)
+    config.trainer.async_checkpoint = asynchronous
+    machine = Machine(gpus, gib * GIB, host * GIB)
+    made = make_plan(config, Shape.of_config(shape), machine)
+    assert bool(made.problem) == bool(made.fix) == any(not phase.fits for phase in made.phases)
+    more = re.match(r"Take (\d+) GPUs", made.fix)
+    larger, memory = re.search(r"GPUs with (\d+) GiB", made.fix), re.search(r"a machine with (\d+) GiB", made.fix)
+    machine = Machine(
+        int(more[1]) if more else gpus,
+        (int(larger[1]) if larger else gib) * GIB,
+        (int(memory[1]) if memory else host) * GIB,
+    )
+    assert make_plan(obeyed(config, made.fix), Shape.of_config(shape), machine).problem == ""
+
+
+def test_a_stage_s_own_setting_is_what_is_changed() -> None:
+    config = run(8192, recompute="full")
+    config.placement.num_devices = 8
+    config.steps[0].rl.stages[0].layout = StageLayoutConfig(tensor_parallel=1, data_parallel=1)
+    made = planned(config, 8, 80, LLAMA_8B)
+    assert "steps[0].rl.stages[0].layout.tensor_parallel=2" in made.fix
+    assert planned(obeyed(config, made.fix), 8, 80, LLAMA_8B).problem == ""
+
+
+def test_shorter_responses_are_the_last_thing_to_be_proposed() -> None:
+    config = run(65536, recompute="full")
+    made = make_plan(config, Shape.of_config(QWEN_1_5B), Machine(0, None, 48 * GIB))
+    assert "max_response_tokens=" in made.fix
+    assert make_plan(obeyed(config, made.fix), Shape.of_config(QWEN_1_5B), Machine(0, None, 48 * GIB)).problem == ""
 
 
 def test_a_machine_without_room_for_what_moves_away_is_refused() -> None:
     made = make_plan(run(1024, tensor_parallel=8), Shape.of_config(LLAMA_8B), Machine(8, None, 64 * GIB))
     assert "moved away" in made.problem
+    assert made.fix.startswith("Take a machine with ")
 
 
 def test_on_cores_everything_is_there_at_once() -> None:
@@ -86,23 +174,118 @@ def test_on_cores_everything_is_there_at_once() -> None:
 
 def test_unknown_capacities_refuse_nothing() -> None:
     made = make_plan(run(131072), Shape.of_config(LLAMA_8B), Machine(8))
-    assert made.problem == ""
+    assert (made.problem, made.fix) == ("", "")
     assert made.concurrency == {"long": 0}
 
 
-@given(
-    st.integers(64, 40_000), st.integers(64, 40_000), st.sampled_from([1, 2, 4, 8]), st.sampled_from([1, 2, 4, 8]),
-    st.sampled_from(["float32", "bfloat16"]),
-)  # fmt: skip
-def test_more_tokens_never_need_less_and_more_devices_never_more(
-    one: int, other: int, narrow: int, wide: int, dtype: str
-) -> None:
-    shape = Shape.of_config(LLAMA_8B)
+# Layouts ------------------------------------------------------------------------------------------------
+
+
+def phase(made: Plan, name: str) -> dict[str, int]:
+    found = next(each for each in made.phases if each.name == name)
+    return {item.name: item.num_bytes for item in found.items}
+
+
+def test_disaggregated_devices_hold_one_side_and_nothing_moves_away() -> None:
+    config = run(4096)
+    config.placement.num_devices = 2
+    together = planned(config, 2, 141)
+    config.placement.name, config.trainer.weight_channel = "disaggregated", "tcp"
+    apart = planned(config, 2, 141)
+    assert "engine weights" in phase(together, "publish")
+    assert "engine weights" not in phase(apart, "publish")
+    assert not any("moved away" in item.name for each in apart.phases for item in each.items)
+    assert {each.place for each in apart.phases if each.name == "train"} == {"a trainer's GPU"}
+
+
+def test_each_stage_is_planned_in_its_own_layout() -> None:
+    config = run(1024)
+    config.placement.num_devices = 8
+    longer = StageConfig(name="longer", max_response_tokens=8192, layout=StageLayoutConfig(tensor_parallel=4))
+    config.steps[0].rl.stages.append(longer)
+    made = planned(config, 8, 141, LLAMA_8B)
+    assert made.layouts == {"long": "trainer TP1, 1 engine TP1", "longer": "trainer TP4, 1 engine TP1"}
+    weights = [item.num_bytes for each in made.phases if each.name == "train" for item in each.items[1:2]]
+    assert 3.9 < weights[0] / weights[1] < 4
+
+
+def test_an_asynchronous_checkpoint_s_copy_and_a_gathered_state_are_counted() -> None:
+    config = run(1024, distributed_optimizer=True, data_parallel=4)
+    config.placement.num_devices = 4
+    config.steps[0].rl.algorithm.reset_optimizer = False
+    parameters = Shape.of_config(QWEN_1_5B).parameters
+    made = planned(config, 4, 141)
+    assert phase(made, "checkpoint")["a part of the state, gathered"] == 4 * parameters
+    config.trainer.async_checkpoint = True
+    host = [each for each in planned(config, 4, 141).phases if each.place == "a machine"]
+    copies = [item.num_bytes for each in host for item in each.items if item.name == "checkpoint's copy"]
+    assert copies == [12 * parameters]
+
+
+LENGTHS = st.integers(64, 40_000)
+SIZES = st.sampled_from([1, 2, 4, 8])
+
+
+@given(LENGTHS, LENGTHS, st.sampled_from(["float32", "bfloat16"]), st.sampled_from(["none", "full"]), SIZES)
+def test_more_tokens_never_need_less(one: int, other: int, dtype: str, recompute: str, context: int) -> None:
     few, many = sorted((one, other))
+    for shape in map(Shape.of_config, (LLAMA_8B, QWEN3_30B_A3B)):
+        less, more = (Training(shape, dtype, n, n, context_parallel=context, recompute=recompute) for n in (few, many))
+        assert formulas.peak(less) <= formulas.peak(more)
+        assert formulas.working(less) >= formulas.activations(less)
+
+
+@given(
+    LENGTHS, SIZES, SIZES, st.sampled_from(["float32", "bfloat16"]), st.booleans(),
+    st.sampled_from(["tensor_parallel", "pipeline_parallel", "context_parallel", "data_parallel"]),
+)  # fmt: skip
+def test_more_devices_never_need_more_on_each(
+    tokens: int, narrow: int, wide: int, dtype: str, distributed: bool, dimension: str
+) -> None:
     less, more = sorted((narrow, wide))
-    base = Training(shape, dtype, few, few, less)
-    assert formulas.working(base) <= formulas.working(Training(shape, dtype, many, many, less))
-    split = Training(shape, dtype, few, few, more)
-    for part in (formulas.weights, formulas.optimizer, formulas.gradients, formulas.activations, formulas.working):
-        assert part(split) <= part(base)
-    assert formulas.working(base) >= formulas.activations(base)
+    parts: list[Callable[[Training], int]] = [formulas.weights, formulas.optimizer, formulas.gradients]
+    if dimension != "pipeline_parallel":  # stages hold several micro-batches, and tied weights twice
+        parts += [formulas.activations, formulas.working]
+    made = [
+        Training(
+            Shape.of_config(LLAMA_8B), dtype, tokens, tokens, distributed=distributed, on_gpu=True, **{dimension: n}
+        )
+        for n in (less, more)
+    ]
+    if dimension == "context_parallel" and less == 1:  # gathered keys and values cost a little when little is divided
+        parts = parts[:3]
+    assert all(part(made[1]) <= part(made[0]) for part in parts)
+
+
+@given(LENGTHS, st.sampled_from(["float32", "bfloat16"]))
+def test_recomputing_and_sharing_save_what_they_promise(tokens: int, dtype: str) -> None:
+    shape = Shape.of_config(QWEN3_30B_A3B)
+    plain = Training(shape, dtype, tokens, tokens, data_parallel=8, expert_parallel=4)
+    assert formulas.activations(replace(plain, recompute="full")) < formulas.activations(plain)
+    shared = replace(plain, distributed=True)
+    assert shared.state_parameters == -(-plain.dense_parameters // 8) + -(-plain.expert_parameters // 2)
+    assert formulas.gradients(shared) == formulas.gradients(plain)
+
+
+@given(st.sampled_from([1, 2, 4]), st.sampled_from([1, 2, 4, 8]), st.sampled_from([LLAMA_8B, QWEN_1_5B, QWEN3_30B_A3B]))
+def test_ranks_together_hold_the_model(pipeline: int, divided: int, config: dict[str, object]) -> None:
+    shape = Shape.of_config(config)
+    name = "expert_parallel" if shape.num_experts else "tensor_parallel"
+    stages = [
+        Training(shape, "float32", 64, 64, pipeline_parallel=pipeline, stage=stage, **{name: divided})
+        for stage in range(pipeline)
+    ]
+    if shape.num_experts:
+        held = sum(each.dense_parameters + (each.expert_parameters * divided or 0) for each in stages)
+    else:
+        vectors = shape.num_layers * shape.layer_vectors + shape.hidden_size
+        held = sum(each.parameters for each in stages) * divided - (divided - 1) * vectors
+    twice = shape.embedding_parameters if shape.tie_embeddings and pipeline > 1 else 0
+    assert shape.parameters + twice <= held <= (shape.parameters + twice) * 1.001
+
+
+def test_an_engine_s_weights_and_cache_are_divided() -> None:
+    shape = Shape.of_config(LLAMA_8B)
+    assert engine.engine_weights(shape, "bfloat16", 1) == 2 * shape.parameters
+    assert 3.9 < engine.engine_weights(shape, "bfloat16", 1) / engine.engine_weights(shape, "bfloat16", 4) < 4
+    assert engine.kv_cache_per_token(shape, "bfloat16", 16) == engine.kv_cache_per_token(shape, "bfloat16", 8)
