@@ -3,8 +3,7 @@
 Both sides make it from a GroupHandle, for one version, and close it afterwards: it shares nothing with Megatron's or
 vLLM's groups, so that a lost member breaks this round alone. PyTorch is passed in, since this package loads none.
 Whatever can hang runs in a thread of its own (`watched`), beside which the connections to the other members are
-watched: the end of one tells of a death at once. NCCL is used without blocking calls, which alone can be aborted, and
-`close` does not wait.
+watched: the end of one tells of a death at once. NCCL is used without blocking calls, which alone can be aborted.
 """
 
 import logging
@@ -65,8 +64,8 @@ class BroadcastGroup:
             time.sleep(POLL_S)
         work.wait()
 
-    def close(self) -> None:
-        """What still runs in it fails: by NCCL's abort at once, with gloo at its time limit."""
+    def close(self, *, broken: bool) -> None:
+        """Ends it. broken: what still runs in it fails, in NCCL at once, in gloo at its time limit; nobody waits."""
         held = [self._group]
         del self._group
 
@@ -76,7 +75,10 @@ class BroadcastGroup:
             except RuntimeError as error:
                 log.debug("a broken group: %s", error)
 
-        threading.Thread(target=end, name="broadcast-end", daemon=True).start()
+        if broken:
+            threading.Thread(target=end, name="broadcast-end", daemon=True).start()
+        else:
+            end()
 
 
 def watched(

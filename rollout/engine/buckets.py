@@ -56,9 +56,9 @@ class BucketStream:
         wire = connect(self._manifest.shards[0].address, deadline)
         group: BroadcastGroup | None = None
         take: Take | None = None
+        last = False
         try:
             wire.send(request, deadline)
-            last = False
             while not last:
                 bucket = wire.receive(weights_pb2.WeightBucket, deadline)
                 raise_error(bucket.error)
@@ -78,7 +78,7 @@ class BucketStream:
         finally:
             del take
             if group is not None:
-                group.close()
+                group.close(broken=not last)
             wire.close()
 
     def _new_in(self, bucket: weights_pb2.WeightBucket, taken: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:

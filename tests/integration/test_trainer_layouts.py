@@ -1,11 +1,6 @@
 """Every way to divide a model over two ranks trains like one rank, and reads the others' checkpoints bit by bit."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +9,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from crescendo.trainer.megatron import parallel
-from crescendo.trainer.megatron.parallel import Layout
 from crescendo.trainer.optimizer import PARTS
 from crescendo.trainer.pieces import PieceFiles
-from tests.integration.trainer_layouts import work
+from tests.integration.trainer_layouts import alone, together
 from tests.unit.trainer.tiny_models import write_model
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*tp_group is None:DeprecationWarning")]
 
-ROOT = Path(__file__).parents[2]
 LAYOUTS: dict[str, dict[str, Any]] = {
     "tensor": {"layout": {"tensor_parallel": 2}},
     "pipeline": {"layout": {"pipeline_parallel": 2}},
@@ -67,38 +59,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for link in CHAIN[1:-1]:
         jobs.append(job("qwen3", f"chain-{link}", load=str(saved), **LAYOUTS[link]))
         saved = root / f"chain-{link}" / "checkpoint"
-    together(jobs)
+    together(jobs, 2)
     alone(job("qwen3", "chain-one-again", load=str(saved)))
     return root
-
-
-def alone(job: dict[str, Any]) -> None:
-    at: Layout = parallel.start(rank=0, world_size=1, rendezvous="", device="cpu", timeout_s=30.0)
-    try:
-        work(job, at)
-    finally:
-        parallel.stop()
-
-
-def together(jobs: list[dict[str, Any]]) -> None:
-    """Two processes that do the jobs one after the other."""
-    given = json.dumps([{**job, "port": port} for job, port in zip(jobs, free_ports(len(jobs)), strict=True)])
-    script = [sys.executable, "-m", "tests.integration.trainer_layouts"]
-    environment = {**os.environ, "GOMP_SPINCOUNT": "0", "OMP_NUM_THREADS": "1"}
-    ranks = [subprocess.Popen([*script, str(rank), given], env=environment, cwd=ROOT) for rank in (0, 1)]
-    try:
-        assert [rank.wait(timeout=240) for rank in ranks] == [0, 0]
-    finally:
-        for rank in ranks:
-            rank.kill()
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 @pytest.mark.parametrize(("name", "layout"), CASES)

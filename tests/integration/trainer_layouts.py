@@ -1,11 +1,15 @@
-"""Training in a layout, without services: `python -m tests.integration.trainer_layouts RANK JOBS_JSON`, or `work`.
+"""Training in a layout, without services: `alone` in this process, `together` in some others.
 
 A job trains a model by supervised and reinforcement steps, or loads a checkpoint, and leaves what came of it in a
 folder: numbers.json, the exported model, a checkpoint.
 """
 
 import json
+import os
+import socket
+import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,7 @@ from crescendo.trainer.packing import Sample
 from crescendo.trainer.publish import score
 from tests.integration.trainer_rig import batch, sft_request
 
+ROOT = Path(__file__).parents[2]
 VOCAB = 61
 
 
@@ -82,13 +87,43 @@ def work(job: dict[str, Any], at: Layout) -> None:
         (out / "numbers.json").write_text(json.dumps(numbers))
 
 
+def alone(job: dict[str, Any]) -> None:
+    """Does one job on one rank, in this process."""
+    at: Layout = parallel.start(rank=0, world_size=1, rendezvous="", device="cpu", timeout_s=30.0)
+    try:
+        work(job, at)
+    finally:
+        parallel.stop()
+
+
+def together(jobs: list[dict[str, Any]], num_ranks: int) -> None:
+    """Processes that do the jobs one after the other."""
+    given = json.dumps([{**job, "port": port} for job, port in zip(jobs, _free_ports(len(jobs)), strict=True)])
+    script = [sys.executable, "-m", "tests.integration.trainer_layouts", str(num_ranks), given]
+    environment = {**os.environ, "GOMP_SPINCOUNT": "0", "OMP_NUM_THREADS": "1"}
+    ranks = [subprocess.Popen([*script, str(rank)], env=environment, cwd=ROOT) for rank in range(num_ranks)]
+    try:
+        assert [rank.wait(timeout=240) for rank in ranks] == [0] * num_ranks
+    finally:
+        for rank in ranks:
+            rank.kill()
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
 def main() -> None:
     torch.set_num_threads(1)
-    rank, jobs = int(sys.argv[1]), json.loads(sys.argv[2])
+    num_ranks, jobs, rank = int(sys.argv[1]), json.loads(sys.argv[2]), int(sys.argv[3])
     for job in jobs:
         at = parallel.start(
             rank=rank,
-            world_size=2,
+            world_size=num_ranks,
             rendezvous=f"127.0.0.1:{job['port']}",
             device="cpu",
             timeout_s=60.0,

@@ -73,15 +73,17 @@ class NcclChannel:
             far = [each for each in members if each not in near]
             on_gpus = device.type == "cuda" and all(each.device != "cpu" for each in far)
             group: BroadcastGroup | None = None
+            broken = True
             try:
                 first = min(each.taken for each in members)
                 for number, (buffer, bucket) in enumerate(self._outbox.buckets(version, first)):
                     if not number:
                         group = self._meet(buffer, near, far, "nccl" if on_gpus else "gloo")
                     self._pass_on(buffer, bucket, members, group, on_gpus=on_gpus)
+                broken = False
             finally:
                 if group is not None:
-                    group.close()
+                    group.close(broken=broken)
 
     def _meet(
         self, buffer: TransferBuffer, near: Sequence[Member], far: Sequence[Member], backend: str
