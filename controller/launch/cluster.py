@@ -188,6 +188,12 @@ class Cluster:
         # In a thread, because Ray's client blocks while Ray does not answer, and the controller must not.
         return await asyncio.to_thread(lambda: ray.remote(ServiceActor).options(**options).remote())
 
+    def spanned(self, first: int, count: int) -> dict[str, str]:
+        """What an engine is told whose workers live in several bundles: which these are, and its share of each GPU."""
+        if count == 1 or self._group is None:
+            return {}
+        return {"bundles": ",".join(map(str, range(first, first + count))), "device_share": str(ENGINE_SHARE)}
+
     async def rendezvous(self, actor: Any, deadline_s: float) -> str:
         """host:port where a gang meets whose rank 0 the placed actor is to be; raises WorkerStartError."""
         try:

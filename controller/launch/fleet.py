@@ -250,12 +250,13 @@ class Fleet:
         )
 
     async def _start_engine(self, index: int) -> Worker:
-        rollout = self.config.rollout
+        rollout, parallel = self.config.rollout, self.layout.engine_tensor_parallel
+        first = self.layout.first_device("rollout", index)
         spec = self._spec(
             "rollout", index, threads=rollout.threads, model_path=str(self.folder.model.resolve()),
-            options={"dummy": "1", "tensor_parallel": str(self.layout.engine_tensor_parallel)},
+            options={"dummy": "1", "tensor_parallel": str(parallel), **self.cluster.spanned(first, parallel)},
         )  # fmt: skip
-        return await self._launch(spec, bundle=self.layout.first_device("rollout", index))
+        return await self._launch(spec, bundle=first)
 
     def _spec(self, role: str, index: int, **fields: Any) -> ServiceSpec:
         fields.setdefault("token", self.folder.read_token())

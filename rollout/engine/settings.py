@@ -14,7 +14,9 @@ class EngineSettings:
     """Settings of one engine; fields as in RolloutConfig where they bear its names.
 
     max_sequence_tokens: longest prompt and response together; eos_token_ids: what ends a response;
-    dummy_weights: start with random weights, since real ones come through UpdateWeights.
+    dummy_weights: start with random weights, since real ones come through UpdateWeights;
+    bundles: indices of the placement group's bundles that the workers of a tensor-parallel engine live in; empty: they
+    are child processes; device_share: what Ray counts for a worker, of its bundle's GPU.
     """
 
     model_path: str
@@ -28,6 +30,8 @@ class EngineSettings:
     deterministic: bool = False
     dummy_weights: bool = False
     tensor_parallel: int = 1
+    bundles: tuple[int, ...] = ()
+    device_share: float = 1.0
     max_concurrency: int = 256
     kv_cache_gib: float = 1.0
     gpu_memory_utilization: float = 0.85
@@ -54,6 +58,8 @@ class EngineSettings:
             deterministic=config.run.deterministic,
             dummy_weights=spec.options.get("dummy") == "1",
             tensor_parallel=int(spec.options.get("tensor_parallel", rollout.tensor_parallel)),
+            bundles=tuple(int(index) for index in spec.options.get("bundles", "").split(",") if index),
+            device_share=float(spec.options.get("device_share", "1")),
             max_concurrency=rollout.max_concurrency,
             kv_cache_gib=rollout.kv_cache_gib,
             gpu_memory_utilization=rollout.gpu_memory_utilization,

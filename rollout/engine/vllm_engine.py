@@ -3,18 +3,21 @@
 vLLM's own output processing makes a Python object a log-probability; here the core's arrays are read as they
 are, which is why this path costs less than `LLM.generate`. Weights arrive through vLLM's RL interface
 (start_weight_update, update_weights, finish_weight_update) and our transfer engine (weight_transfer.py). With
-tensor_parallel above 1 vLLM's executor starts worker processes; the core stays here.
+tensor_parallel above 1 vLLM's executor starts worker processes; the core stays here. On GPUs they are Ray actors in
+bundles of the run's placement group, which end with this process, elsewhere its children.
 
 Log-probabilities are `processed_logprobs`: of the distribution after temperature, top-k and top-p.
 """
 
 import gc
 import logging
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from crescendo.common.device_memory import VISIBLE
 from crescendo.common.errors import RequestError
 from crescendo.proto.v1 import common_pb2
 from crescendo.rollout.engine.base import EngineOutput, EngineRequest, FinishReason, Output, ScoreOutput
@@ -183,6 +186,7 @@ class VllmEngine:
             enable_prefix_caching=settings.prefix_caching,
             block_size=settings.block_size,
             tensor_parallel_size=settings.tensor_parallel,
+            distributed_executor_backend=_executor(settings),
             gpu_memory_utilization=settings.gpu_memory_utilization,
             kv_cache_memory_bytes=int(settings.kv_cache_gib * 2**30) if on_cpu else None,
             enable_sleep_mode=not on_cpu,
@@ -193,7 +197,14 @@ class VllmEngine:
         )
         self._llm = LLMEngine.from_engine_args(arguments)
         self._awake = {"weights", "kv_cache"}
+        self._see_devices()
         self._tasks = self._llm.get_supported_tasks()
+
+    def _see_devices(self) -> None:
+        """Has free memory measured on the workers' GPUs, since this process was given none of its own."""
+        found = self._llm.vllm_config.parallel_config.assigned_physical_gpu_ids
+        if self._settings.bundles and self._settings.device != "cpu" and found:
+            os.environ[VISIBLE] = ",".join(map(str, found))
 
     def _submit(self, request_id: str, token_ids: list[int], params: Any) -> None:
         try:
@@ -219,6 +230,13 @@ class VllmEngine:
             return None
         self._scoring.discard(output.request_id)
         return ScoreOutput(output.request_id, tensors.logprobs[:, 0].numpy().astype(np.float32))
+
+
+def _executor(settings: EngineSettings) -> str | None:
+    """What starts the workers; None where there is but one, in this process."""
+    if settings.tensor_parallel == 1:
+        return None
+    return "ray" if settings.bundles else "mp"
 
 
 class _Reasons(dict[Any, FinishReason]):

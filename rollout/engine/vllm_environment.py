@@ -9,9 +9,16 @@ import os
 
 from crescendo.rollout.engine.settings import EngineSettings
 
+# Not among those that vLLM copies to workers in Ray by itself.
+COPIED = ("TORCHDYNAMO_DISABLE", "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM", "DO_NOT_TRACK")
+
 
 def prepare_environment(settings: EngineSettings) -> None:
-    """Sets what is not set already; the operator's own values win."""
+    """Sets what is not set already; the operator's own values win, but for where workers live."""
+    if settings.bundles:
+        os.environ["VLLM_RAY_BUNDLE_INDICES"] = ",".join(map(str, settings.bundles))
+        os.environ["VLLM_RAY_PER_WORKER_GPUS"] = str(settings.device_share)
+        os.environ["VLLM_RAY_EXTRA_ENV_VARS_TO_COPY"] = ",".join(COPIED)
     variables = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_LOGGING_LEVEL": "WARNING",
