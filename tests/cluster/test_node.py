@@ -53,7 +53,6 @@ def watch(request: pytest.FixtureRequest) -> Iterator[Stopwatch]:
     found = Stopwatch()
     yield found
     reporter = request.config.pluginmanager.get_plugin("terminalreporter")
-    print(found.report())
     if reporter is not None:
         reporter.write_line(f"\n{found.report()}")
 
@@ -107,7 +106,8 @@ def test_the_installation_works(node: Node, helm: Helm, watch: Stopwatch) -> Non
     assert {pod["metadata"]["namespace"] for pod in pods} == {NAMESPACE, "kuberay-system"}
     assert [pod["metadata"]["name"] for pod in pods if pod["status"]["phase"] != "Running"] == []
     log = node.kubectl("logs", "deploy/crescendo-operator", "-n", NAMESPACE)
-    assert [line for line in log.splitlines() if " ERROR " in line or line.startswith("Traceback")] == []
+    wrong = [line for line in log.splitlines() if " ERROR " in line or line.startswith("Traceback")]
+    assert [line for line in wrong if "will retry" not in line] == []  # an API server busy with a new definition: 429
 
 
 @pytest.mark.parametrize("name", ["colocated", "disaggregated"])
@@ -199,16 +199,22 @@ def forwarded(node: Node, target: str, port: int) -> Iterator[str]:
         child.terminate()
 
 
-def test_uninstalling_strands_nothing(node: Node, helm: Helm, team: str, watch: Stopwatch) -> None:
+def test_uninstalling_strands_nothing(
+    node: Node, helm: Helm, team: str, watch: Stopwatch, eventually: Eventually
+) -> None:
     with watch.step("helm uninstall"):
         helm.uninstall(RELEASE)
-    assert node.get("pods", "-n", NAMESPACE)["items"] == []
+        eventually("its pods are gone", lambda: node.get("pods", "-n", NAMESPACE)["items"] == [], 150)
+    assert node.kubectl("get", "deployments,services,configmaps", "-n", NAMESPACE, "-o", "name").split() == [
+        "configmap/kube-root-ca.crt"
+    ]
     jobs = [job["metadata"]["name"] for job in node.get("rljobs", "-n", team)["items"]]
     assert "colocated" in jobs
     for name in jobs:
         node.kubectl("delete", "rljob", name, "-n", team, "--timeout=60s")
-    left = node.kubectl("get", "rayjobs,rayclusters,statefulsets,pods,jobs", "-n", team, "-o", "name")
-    assert left.split() == []
+    children = ("get", "rayjobs,rayclusters,statefulsets,jobs,pods", "-n", team, "-o", "name")
+    eventually("their children are gone", lambda: node.kubectl(*children).split() == [], 150)
+    assert "persistentvolumeclaim/colocated-run" in node.kubectl("get", "pvc", "-n", team, "-o", "name").split()
 
 
 def check_status(node: Node, job: JobView) -> None:
