@@ -8,6 +8,7 @@ From `start` to `stop` the calling thread is in the node's network.
 """
 
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -46,7 +47,7 @@ class Node(ControlPlane):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self._group = f"crescendo-{folder.name}"
+        self._group = f"crescendo-{os.getpid()}"
         self._socket = folder / "containerd.sock"
         self.api_server_options = (
             *self.api_server_options,
