@@ -19,7 +19,7 @@ from typing import Final
 from crescendo.controller.operator import failures
 from crescendo.controller.operator.failures import Failure
 from crescendo.controller.operator.requests import VERBS, Request, acknowledged, pending
-from crescendo.controller.operator.resource import ADOPT_ANNOTATION, Attempt, BufferServer, Manifest, Observed
+from crescendo.controller.operator.resource import ADOPT_ANNOTATION, Attempt, BufferServer, Job, Manifest, Observed
 from crescendo.controller.operator.size import wanted_size
 from crescendo.controller.operator.status import Draft
 
@@ -262,8 +262,16 @@ def _progress(observed: Observed, draft: Draft) -> Plan:
     draft.progress(report)
     calls: tuple[Call, ...] = ()
     wish = job.spec.get("promoteTo", "")
-    if wish and wish != job.status.get("promotedTo", ""):
-        calls = (Call("promote", wish),)
+    if wish and wish == report.stage:
+        draft.set(promotedTo=wish)
+    elif wish and wish != job.status.get("promotedTo", ""):
+        later = _later_stages(job, report.stage)
+        if wish in later:
+            calls = (Call("promote", wish),)
+        else:
+            why = f"stage {wish} does not follow {report.stage}; later stages: {', '.join(later) or 'none'}"
+            events += (Note("Warning", "PromotionRefused", why),) if job.status.get("message") != why else ()
+            draft.phase("Running", "PromotionRefused", why)
     scale = tuple(
         (group, pods) for group, pods in wanted_size(job, report).items() if observed.replicas.get(group, pods) != pods
     )
@@ -271,6 +279,13 @@ def _progress(observed: Observed, draft: Draft) -> Plan:
         sizes = ", ".join(f"{group} {observed.replicas[group]} -> {pods}" for group, pods in scale)
         events += (Note("Normal", "Scaled", f"pods for stage {report.stage}: {sizes}"),)
     return Plan(calls=calls, scale=scale, events=events)
+
+
+def _later_stages(job: Job, stage: str) -> list[str]:
+    """Names of the stages after this one, over all steps of the run."""
+    steps = job.spec["run"].get("steps") or ()
+    names = [str(found["name"]) for step in steps for found in (step.get("rl") or {}).get("stages") or ()]
+    return names[names.index(stage) + 1 :] if stage in names else names
 
 
 def _fetch_failure(observed: Observed, draft: Draft) -> Plan | None:

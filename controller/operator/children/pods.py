@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from crescendo.common.runfolder import RUN_ID_VARIABLE
+from crescendo.controller.operator.crd import GROUP
 from crescendo.controller.operator.resource import COMPONENT_LABEL, JOB_LABEL, Job, Manifest
 from crescendo.controller.operator.shared_buffer import is_shared, run_id
 
@@ -12,7 +13,10 @@ RUN_FILE_MOUNT: Final = "/etc/crescendo/job"
 IDENTITY_MOUNT: Final = "/etc/crescendo/identity"
 BUFFER_PASSWORD_MOUNT: Final = "/etc/crescendo/buffer"
 USER_ID: Final = 1000
-PROTECTED: Final = ("serviceAccountName", "serviceAccount", "securityContext", "hostNetwork", "hostPID", "hostIPC")
+PROTECTED: Final = (
+    "automountServiceAccountToken", "serviceAccountName", "serviceAccount", "securityContext",
+    "hostNetwork", "hostPID", "hostIPC",
+)  # fmt: skip
 
 
 def labels(job: Job, component: str) -> dict[str, str]:
@@ -210,7 +214,8 @@ def forbidden_patches(job: Job) -> list[str]:
 
 def _protected_paths(value: Any, path: str) -> list[str]:
     if isinstance(value, Mapping):
-        own = [f"{path}.{key}" for key in value if key in PROTECTED]
+        # The labels too: network policies and Services go by them.
+        own = [f"{path}.{key}" for key in value if key in PROTECTED or key.startswith(f"{GROUP}/")]
         return own + [found for key, child in value.items() for found in _protected_paths(child, f"{path}.{key}")]
     if isinstance(value, list):
         return [found for index, child in enumerate(value) for found in _protected_paths(child, f"{path}[{index}]")]

@@ -11,6 +11,8 @@ from crescendo.controller.operator.plan import plan
 from crescendo.controller.operator.resource import BufferServer
 from tests.unit.controller.rljob.world import REPORT, Crash, World
 
+STAGES = {"steps": [{}, {"rl": {"stages": [{"name": name} for name in ("4k", "8k", "16k", "24k")]}}]}
+
 
 def started(**spec: object) -> World:
     world = World(spec={"run": {}, **spec})
@@ -256,10 +258,28 @@ def test_running_time_is_counted_over_attempts() -> None:
 
 
 def test_a_promotion_is_asked_for_once() -> None:
-    world = started()
+    world = started(run=STAGES)
     world.spec["promoteTo"] = "16k"
     assert [call.stage for call in world.reconcile().calls] == ["16k"]
     assert world.reconcile().calls == ()
+
+
+def test_a_promotion_whose_answer_was_lost_is_acknowledged_by_the_stage() -> None:
+    world = started(run=STAGES)
+    world.spec["promoteTo"] = "8k"
+    assert world.reconcile().calls == ()
+    assert world.status["promotedTo"] == "8k"
+
+
+@pytest.mark.parametrize("stage", ["4k", "nowhere"])
+def test_a_stage_that_does_not_follow_is_refused_once(stage: str) -> None:
+    world = started(run=STAGES)
+    world.spec["promoteTo"] = stage
+    decided = world.reconcile()
+    assert (decided.calls, [note.reason for note in decided.events]) == ((), ["PromotionRefused"])
+    assert world.status["message"].endswith("later stages: 16k, 24k")
+    again = world.reconcile()
+    assert (again.calls, again.events, again.status) == ((), (), None)
 
 
 def test_a_run_that_cannot_be_is_refused_with_its_problems() -> None:

@@ -98,6 +98,8 @@ def test_storage_that_is_adopted_widens_no_login(adopted: str) -> None:
         {"spec": {"securityContext": {"runAsUser": 0}}},
         {"spec": {"containers": [{"name": "ray-head", "securityContext": {"privileged": True}}]}},
         {"spec": {"hostNetwork": True}},
+        {"spec": {"automountServiceAccountToken": True}},
+        {"metadata": {"labels": {"rl.crescendo.dev/job": "another"}}},
     ],
 )
 def test_a_pod_patch_may_not_touch_identity_or_security(template: dict[str, Any]) -> None:
