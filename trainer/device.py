@@ -13,7 +13,7 @@ waits for, yet works the same, and the accounts of it are what tests check.
 import resource
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import psutil
 import torch
@@ -34,8 +34,10 @@ def cpu_seconds() -> float:
 class Device:
     """Whether the trainer may compute, and what it holds."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, beside_s: Callable[[], float] = lambda: 0.0) -> None:
+        """beside_s: CPU seconds of this process that are no use of the device, such as of writing files."""
         self._device = device
+        self._beside_s = beside_s
         self._method = ""
         self._away: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._peak_bytes = 0
@@ -122,7 +124,7 @@ class Device:
             state=self.state,
             method=self._method or ("idle" if on_cpu else "offload"),
             held_bytes=int(psutil.Process().memory_info().rss if on_cpu else torch.cuda.memory_reserved(self._device)),
-            cpu_seconds=cpu_seconds(),
+            cpu_seconds=cpu_seconds() - self._beside_s(),
             seconds=seconds,
         )
         if not on_cpu:

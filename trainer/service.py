@@ -71,6 +71,26 @@ class _ComputeThread:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
+class _Save:
+    """A checkpoint being written. begun: set when other calls may go on; told: it failed, and a caller knows."""
+
+    task: asyncio.Task[trainer_pb2.SaveCheckpointResponse]
+
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+        self.told = False
+
+    async def until_begun(self) -> None:
+        """Raises what stopped it before that."""
+        waiting = asyncio.create_task(self.begun.wait())
+        try:
+            await asyncio.wait({waiting, self.task}, return_when=asyncio.FIRST_COMPLETED)
+            if not self.begun.is_set():
+                await asyncio.shield(self.task)
+        finally:
+            waiting.cancel()
+
+
 class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
     """The calls of trainer.proto, on rank 0."""
 
@@ -80,7 +100,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         self._compute = compute
         self._fence = FenceGuard()
         self._once = Once()
-        self._saves: dict[str, asyncio.Task[trainer_pb2.SaveCheckpointResponse]] = {}
+        self._saves: dict[str, _Save] = {}
         self._started = time.monotonic()
         self._doing = ""
         self.server: Server | None = None
@@ -197,14 +217,25 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
     ) -> trainer_pb2.SaveCheckpointResponse:
         """Writes a checkpoint. Written asynchronously, other calls run meanwhile, and this one answers at its end."""
         self._fence.check(request.fence)
-        task = self._saves.get(request.idempotency_key) if request.idempotency_key else None
-        if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
-            task = asyncio.create_task(self._save(request))
-            self._saves = {request.idempotency_key: task}
-        return await asyncio.shield(task)
+        save = self._saves.get(request.idempotency_key) if request.idempotency_key else None
+        if save is None or save.told:
+            save = _Save()
+            save.task = asyncio.create_task(self._save(request, save.begun))
+            self._saves = {request.idempotency_key: save}
+        try:
+            if request.only_begin:
+                await save.until_begun()
+                return trainer_pb2.SaveCheckpointResponse()
+            return await asyncio.shield(save.task)
+        except CrescendoError:
+            save.told = True
+            raise
 
-    async def _save(self, request: trainer_pb2.SaveCheckpointRequest) -> trainer_pb2.SaveCheckpointResponse:
+    async def _save(
+        self, request: trainer_pb2.SaveCheckpointRequest, begun: asyncio.Event
+    ) -> trainer_pb2.SaveCheckpointResponse:
         answer = await self._change("SaveCheckpoint", request, trainer_pb2.SaveCheckpointResponse)
+        begun.set()
         if not self._worker.settings.async_checkpoint:
             return answer
         await asyncio.to_thread(self._worker.writer.wait, request.path)

@@ -70,7 +70,7 @@ class TrainerWorker:
         self._done_at = time.monotonic()
         self.emit: Emit = lambda _: None
         self.gang = Gang(at, self.execute, timeout_s=settings.collective_timeout_s)
-        self.device = Device(at.device)
+        self.device = Device(at.device, lambda: self.writer.cpu_seconds)
         self._loaded: Loaded | None = None
         self._channels: dict[str, WeightChannel] = {}
         self._loop = asyncio.new_event_loop()

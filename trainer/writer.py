@@ -8,6 +8,7 @@ checkpoint that nobody finishes counts for nothing: no manifest names it. Owned 
 """
 
 import errno
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -22,8 +23,17 @@ class Writer:
     """Pending writes by path."""
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint", initializer=self._note_clock)
+        self._clock: int | None = None
         self._pending: dict[str, Future[tuple[Files, float]]] = {}
+
+    def _note_clock(self) -> None:
+        self._clock = time.pthread_getcpuclockid(threading.get_ident())
+
+    @property
+    def cpu_seconds(self) -> float:
+        """CPU time that writing has taken; it may go on while engines have the device."""
+        return time.clock_gettime(self._clock) if self._clock is not None else 0.0
 
     def start(self, path: str, write: Callable[[], Files]) -> None:
         """Begins to write; a second start for the same path waits for the first, whose result is dropped."""

@@ -204,7 +204,7 @@ class TrainerConfig:
         "ranks with the same weights share the optimizer's state",
         source="Rajbhandari et al. (2020), ZeRO stage 1",
     )
-    async_checkpoint: bool = setting(False, "copy a checkpoint to host memory and write it while training may go on")
+    async_checkpoint: bool = setting(False, "copy a checkpoint to host memory and write it during the next rollout")
     threads: int = setting(0, "CPU threads a rank; 0: all cores", at_least=0)
     max_tokens_per_micro_batch: int = setting(8192, "padded or packed tokens in one forward pass", at_least=1)
     weight_channel: str = setting(

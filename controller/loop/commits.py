@@ -45,6 +45,10 @@ life finds there; tests/integration/test_crash_points.py kills at each.
       model exported            finish.exported      exported again
       last commit               finish.committed     the report alone is missing
 
+With trainer.async_checkpoint the files are written, and the manifest follows, while the next rollout phase runs; the
+state in it is that of its iteration, and it is in place before the next batch is trained. The same crash points hold: a
+death in between leaves the commit before it, and the redo log has the batch.
+
 A controller that was replaced and comes to life again (stopped, swapped out) may still get as far as the rename: the
 one step that no server refuses. Two rules make it void. A manifest never takes the place of another. And a
 controller that takes a run over writes a *seal* with the number of the newest commit it found: a manifest above
@@ -68,7 +72,7 @@ from crescendo.controller.launch import Worker
 from crescendo.controller.loop.board import Board
 from crescendo.controller.loop.lease import DeviceLease
 from crescendo.controller.loop.state import RunState
-from crescendo.controller.loop.waits import Patience, disk_full
+from crescendo.controller.loop.waits import Patience, cancel, disk_full
 from crescendo.proto.v1 import trainer_pb2
 
 MANIFEST_VERSION = 1
@@ -159,9 +163,21 @@ def _place(path: Path, text: str) -> None:
         raise disk_full(error, path) or error from error
 
 
+@dataclass(frozen=True)
+class _Planned:
+    """A commit before its files are there. state: as it stood when the trainer's was copied."""
+
+    name: str
+    sequence: int
+    state: RunState
+    earlier: list[Manifest]
+    keep: int
+    protect_from: int | None
+
+
 @dataclass
 class Commits:
-    """Writes and prunes commits."""
+    """Writes and prunes commits. overdue: one could not be written beside the run for want of disk space."""
 
     config: Config
     folder: RunFolder
@@ -169,48 +185,115 @@ class Commits:
     lease: DeviceLease
     board: Board
     patience: Patience
+    overdue: bool = False
+    _begun: _Planned | None = None
+    _beside: asyncio.Task[None] | None = None
+    _placing: asyncio.Future[None] | None = None
 
-    async def commit(
-        self, trainer: Worker, state: RunState, *, keep: int = 3, protect_from: int | None = None
-    ) -> Manifest:
-        """Saves a checkpoint and commits the state with it; the trainer must be resident. Returns the manifest.
+    async def commit(self, trainer: Worker, state: RunState, *, keep: int = 3, protect_from: int | None = None) -> None:
+        """Saves a checkpoint and commits the state with it; the trainer must be resident.
 
         keep: newest commits that survive; protect_from: commits of this iteration and later survive too,
         because a gate may return to them.
         """
-        branch, iteration = state.branch, state.iteration
+        await self.settle()
+        with self.board.phase("commit", state.iteration):
+            planned = await self._plan(state, keep, protect_from)
+            saved = await self.patience.through(lambda: self._save(trainer, planned), waits_for=(DiskFullError,))
+            await self._complete(planned, saved)
+
+    async def begin(self, trainer: Worker, state: RunState, *, keep: int = 3, protect_from: int | None = None) -> None:
+        """As `commit`, but returns when the trainer has copied its state to host memory; `go_on` does the rest."""
+        await self.settle()
+        with self.board.phase("commit", state.iteration):
+            planned = await self._plan(state, keep, protect_from)
+            await self._save(trainer, planned, only_begin=True)
+            self._begun = planned
+
+    def go_on(self, trainer: Worker) -> None:
+        """Lets the commit that was begun come about beside the rollout; no devices change hands before `settle`."""
+        planned, self._begun = self._begun, None
+        if planned is not None:
+            self._beside = asyncio.create_task(self._finish(trainer, planned), name="commit")
+
+    async def settle(self) -> None:
+        """Waits for the commit that comes about beside the run; raises what stopped it."""
+        beside, self._beside = self._beside, None
+        if beside is not None:
+            await beside
+
+    async def abandon(self) -> None:
+        """Drops a commit that is not in place yet; none appears after this."""
+        self._begun = None
+        if self._beside is not None:
+            await cancel([self._beside])
+            self._beside = None
+        if self._placing is not None:
+            await asyncio.wait([self._placing])
+
+    async def _finish(self, trainer: Worker, planned: _Planned) -> None:
+        try:
+            saved = await self._save(trainer, planned)
+        except DiskFullError as error:
+            self.overdue = True
+            message = f"iteration {planned.state.iteration} is not committed; the next one will be: {error}"
+            self.board.event("commit.missed", message, severity="warning")
+        else:
+            await self._complete(planned, saved)
+
+    async def _plan(self, state: RunState, keep: int, protect_from: int | None) -> _Planned:
         state.seconds = dict(self.board.seconds)
-        with self.board.phase("commit", iteration):
-            earlier = await asyncio.to_thread(list_manifests, self.folder)
-            sequence = await asyncio.to_thread(next_sequence, self.folder)
-            fence = self.lease.fence
-            name = f"i{iteration:06d}-e{fence.epoch}-c{fence.counter}-n{sequence}"
-            request = trainer_pb2.SaveCheckpointRequest(
-                fence=fence, idempotency_key=f"save-{name}", path=str((self.folder.checkpoints / name).resolve())
-            )
-            timeout_s = self.config.deadlines.checkpoint_s
-            saved = await self.patience.through(
-                lambda: trainer.call("SaveCheckpoint", request, timeout_s=timeout_s), waits_for=(DiskFullError,)
-            )
-            failpoints.reach("commit.saved")
-            manifest = Manifest(
-                sequence=sequence,
-                folder=name,
-                branch=branch,
-                iteration=iteration,
-                weight_version=state.weight_version,
-                state=state.to_dict(),
-                files=[(file.path, file.num_bytes, file.digest) for file in saved.files],
-            )
-            path = manifest_path(self.folder, sequence)
-            text = json.dumps(asdict(manifest), indent=1)
-            await self.patience.through(lambda: asyncio.to_thread(_place, path, text))
-            failpoints.reach("commit.renamed")
-            await self.buffer.commit(fence, branch, iteration, path.name)
-            failpoints.reach("commit.rolled")
-            self.board.status.committed_iteration = iteration
-            await asyncio.to_thread(self._prune, [*earlier, manifest], keep, protect_from)
-        return manifest
+        sequence = await asyncio.to_thread(next_sequence, self.folder)
+        fence = self.lease.fence
+        return _Planned(
+            name=f"i{state.iteration:06d}-e{fence.epoch}-c{fence.counter}-n{sequence}",
+            sequence=sequence,
+            state=RunState.from_dict(state.to_dict()),
+            earlier=await asyncio.to_thread(list_manifests, self.folder),
+            keep=keep,
+            protect_from=protect_from,
+        )
+
+    async def _save(
+        self, trainer: Worker, planned: _Planned, *, only_begin: bool = False
+    ) -> trainer_pb2.SaveCheckpointResponse:
+        request = trainer_pb2.SaveCheckpointRequest(
+            fence=self.lease.fence,
+            idempotency_key=f"save-{planned.name}",
+            path=str((self.folder.checkpoints / planned.name).resolve()),
+            only_begin=only_begin,
+        )
+        saved: trainer_pb2.SaveCheckpointResponse = await trainer.call(
+            "SaveCheckpoint", request, timeout_s=self.config.deadlines.checkpoint_s
+        )
+        return saved
+
+    async def _complete(self, planned: _Planned, saved: trainer_pb2.SaveCheckpointResponse) -> None:
+        failpoints.reach("commit.saved")
+        state = planned.state
+        manifest = Manifest(
+            sequence=planned.sequence,
+            folder=planned.name,
+            branch=state.branch,
+            iteration=state.iteration,
+            weight_version=state.weight_version,
+            state=state.to_dict(),
+            files=[(file.path, file.num_bytes, file.digest) for file in saved.files],
+        )
+        path = manifest_path(self.folder, planned.sequence)
+        text = json.dumps(asdict(manifest), indent=1)
+        await self.patience.through(lambda: self._place(path, text))
+        failpoints.reach("commit.renamed")
+        await self.buffer.commit(self.lease.fence, state.branch, state.iteration, path.name)
+        failpoints.reach("commit.rolled")
+        self.overdue = False
+        self.board.status.committed_iteration = state.iteration
+        await asyncio.to_thread(self._prune, [*planned.earlier, manifest], planned.keep, planned.protect_from)
+
+    async def _place(self, path: Path, text: str) -> None:
+        """Seen to its end even when whoever waits is cancelled."""
+        self._placing = asyncio.ensure_future(asyncio.to_thread(_place, path, text))
+        await asyncio.shield(self._placing)
 
     def _prune(self, manifests: list[Manifest], keep: int, protect_from: int | None) -> None:
         for old in manifests[:-keep]:

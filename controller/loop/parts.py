@@ -16,7 +16,7 @@ from crescendo.common.runfolder import RunFolder
 from crescendo.common.tokenizer import Tokenizer
 from crescendo.controller.launch import Fleet, Supervisor, Worker
 from crescendo.controller.loop.board import Board
-from crescendo.controller.loop.commits import Commits, Manifest, list_manifests
+from crescendo.controller.loop.commits import Commits, list_manifests
 from crescendo.controller.loop.control import Control
 from crescendo.controller.loop.lease import DeviceLease
 from crescendo.controller.loop.rollouts import Rollouts
@@ -56,6 +56,7 @@ class Parts:
 
     async def switch_to_training(self) -> None:
         """Engines let go of the devices, proven; the trainer takes them. A lost engine holds none."""
+        await self.commits.settle()
         await self.lease.move(LeaseState.RECLAIMING)
         while ready := [engine for engine in self.fleet.engines if engine.is_ready]:
             try:
@@ -161,10 +162,11 @@ class Parts:
         if borrowed:
             await self.switch_to_rollout()
 
-    async def commit(self, protect_from: int | None = None) -> Manifest:
-        """Commits the state as it stands; the trainer must be resident."""
+    async def commit(self, protect_from: int | None = None, *, beside: bool = False) -> None:
+        """Commits the state as it stands; the trainer must be resident. beside: only begins to."""
         keep = self.step.checkpoints.keep
-        return await self.commits.commit(self.fleet.trainer, self.state, keep=keep, protect_from=protect_from)
+        commit = self.commits.begin if beside else self.commits.commit
+        await commit(self.fleet.trainer, self.state, keep=keep, protect_from=protect_from)
 
     async def roll_back(self, transition: Transition) -> None:
         """Goes back to the commit nearest to the transition's target, on a new branch.

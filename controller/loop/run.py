@@ -9,7 +9,7 @@
     switch     proof that engines let go          the trainer
     train      the redo record, then the step     publishing
     publish    attestations of every engine       the next rollout, validation
-    commit     the trainer's files                pruning
+    commit     the trainer's files, or its copy   pruning
 
 Each collaborator is a file of this folder. A crash anywhere is repaired by `recover` from the newest commit and
 the redo log.
@@ -207,9 +207,11 @@ class Reinforcement:
             transition, control.promote_to = self.stages.promote(control.promote_to), None
         if transition is not None:
             await self.leave_stage(transition)
-        due = iteration % parts.step.checkpoints.every_iterations == 0
+        overdue = parts.commits.overdue
+        due = overdue or iteration % parts.step.checkpoints.every_iterations == 0
         if transition is not None or due or control.wants_commit:
-            await self.commit()
+            awaited = transition is not None or overdue or control.wants_commit
+            await self.commit(beside=parts.config.trainer.async_checkpoint and not awaited)
             control.committed()
 
     async def leave_stage(self, transition: Transition) -> None:
@@ -226,15 +228,19 @@ class Reinforcement:
         )  # fmt: skip
         parts.show_stages(self.stages)
 
-    async def commit(self) -> None:
-        """A checkpoint with everything that a resumption needs. Raises Relayout when its stage wants another layout."""
+    async def commit(self, *, beside: bool = False) -> None:
+        """A checkpoint with everything that a resumption needs. beside: its files are written during the next rollout.
+
+        Raises Relayout when its stage wants another layout.
+        """
         parts, state = self.parts, self.parts.state
         state.stages, state.curriculum = self.stages.to_dict(), self.curriculum.to_dict()
         state.num_engines = parts.control.num_engines or 0
         protect = None if self.stages.stage.gate.rollback == "last" else self.stages.entered_iteration
         async with parts.trainer_resident():
-            await parts.commit(protect_from=protect)
+            await parts.commit(protect_from=protect, beside=beside)
             relayout.require(parts.fleet.layout, layout_of(parts.config, self.stages.stage))
+        parts.commits.go_on(parts.fleet.trainer)
 
     def _record(self, iteration: int, row: dict[str, float], accuracy: float | None, seconds: float) -> None:
         parts, board = self.parts, self.parts.board

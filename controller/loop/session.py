@@ -239,7 +239,9 @@ class Session:
             await loop.forget_unrecorded()
             await self._enter(loop)
             await loop.run()
+            await self.commits.settle()
         finally:
+            await self.commits.abandon()
             await loop.parts.scoring.stop()
             await loop.parts.rollouts.stop()
         if self.control.stop_requested and self.control.commit_on_stop and not loop.stages.finished:

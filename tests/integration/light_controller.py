@@ -54,6 +54,10 @@ class OneProcess:
     async def reserve(self, layout: Layout, deadline_s: float, *, grows: bool = False) -> None:
         """There are always enough."""
 
+    def spanned(self, first: int, count: int) -> dict[str, str]:
+        """There are no bundles."""
+        return {}
+
     def why_lost(self) -> str:
         """It cannot be lost."""
         return ""

@@ -5,6 +5,7 @@ trainer's weights are a list of what trained them, so a test can ask the weights
 they have seen. Everything serves gRPC inside the controller's process: its death is everybody's.
 """
 
+import asyncio
 import hashlib
 import json
 import os
@@ -23,6 +24,7 @@ from crescendo.common.weights import manifest_digest, shm_path, tensor_digest
 from crescendo.proto.v1 import common_pb2, reward_pb2, reward_pb2_grpc, trainer_pb2, trainer_pb2_grpc
 
 WEIGHT_BYTES = 64
+SAVE_BESIDE_S = 1.0  # longer than the rollout beside which it is written
 CHECKPOINT_FILE = "weights.json"
 
 
@@ -45,6 +47,7 @@ class LightTrainer(trainer_pb2_grpc.TrainerServiceServicer):
         self._spec = spec
         self._fence = FenceGuard()
         self._weights = Weights()
+        self._saves: dict[str, asyncio.Task[trainer_pb2.CheckpointFile]] = {}
 
     @guarded
     async def GetStatus(self, request: Any, context: Any) -> trainer_pb2.GetTrainerStatusResponse:
@@ -115,7 +118,13 @@ class LightTrainer(trainer_pb2_grpc.TrainerServiceServicer):
     @guarded
     async def SaveCheckpoint(self, request: Any, context: Any) -> trainer_pb2.SaveCheckpointResponse:
         self._fence.check(request.fence)
-        return trainer_pb2.SaveCheckpointResponse(files=[_save(Path(request.path), self._weights.seen)])
+        if request.idempotency_key not in self._saves:
+            delay_s = SAVE_BESIDE_S if request.only_begin else 0.0
+            saving = asyncio.create_task(_save_later(Path(request.path), list(self._weights.seen), delay_s))
+            self._saves = {request.idempotency_key: saving}
+        if request.only_begin:
+            return trainer_pb2.SaveCheckpointResponse()
+        return trainer_pb2.SaveCheckpointResponse(files=[await self._saves[request.idempotency_key]])
 
     @guarded
     async def LoadCheckpoint(self, request: Any, context: Any) -> trainer_pb2.LoadCheckpointResponse:
@@ -137,6 +146,11 @@ class LightTrainer(trainer_pb2_grpc.TrainerServiceServicer):
     async def AcquireDevice(self, request: Any, context: Any) -> trainer_pb2.TrainerAcquireDeviceResponse:
         self._fence.check(request.fence)
         return trainer_pb2.TrainerAcquireDeviceResponse()
+
+
+async def _save_later(folder: Path, seen: list[str], delay_s: float) -> trainer_pb2.CheckpointFile:
+    await asyncio.sleep(delay_s)
+    return _save(folder, seen)
 
 
 def _save(folder: Path, seen: list[str]) -> trainer_pb2.CheckpointFile:

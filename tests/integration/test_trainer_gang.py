@@ -108,6 +108,8 @@ async def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, mo
         await rig.sft(sft_request(4, version=2))
         monkeypatch.setattr(tensor_files, "write_tensors", slowly)
         request = trainer_pb2.SaveCheckpointRequest(path=str(tmp_path / "c"), idempotency_key="c")
+        begin = trainer_pb2.SaveCheckpointRequest(path=request.path, idempotency_key="c", only_begin=True)
+        assert not (await rig.call("SaveCheckpoint", begin)).files
         saves = [asyncio.create_task(rig.call("SaveCheckpoint", request)) for _ in range(2)]
         sequence = trainer_pb2.ScoreSequencesRequest()
         sequence.sequences.add().token_ids.extend([1, 2, 3, 4, 5])

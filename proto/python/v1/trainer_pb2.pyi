@@ -774,9 +774,12 @@ class SaveCheckpointRequest(_message.Message):
     FENCE_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     PATH_FIELD_NUMBER: _builtins.int
+    ONLY_BEGIN_FIELD_NUMBER: _builtins.int
     idempotency_key: _builtins.str
     path: _builtins.str
     """has the fencing token in its name; counts once a manifest names it"""
+    only_begin: _builtins.bool
+    """answers, without files, when other calls may go on; ask again by the same key"""
     @_builtins.property
     def fence(self) -> _common_pb2.Fence: ...
     def __init__(
@@ -785,10 +788,11 @@ class SaveCheckpointRequest(_message.Message):
         fence: _common_pb2.Fence | None = ...,
         idempotency_key: _builtins.str = ...,
         path: _builtins.str = ...,
+        only_begin: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence", "idempotency_key", b"idempotency_key", "path", b"path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence", "idempotency_key", b"idempotency_key", "only_begin", b"only_begin", "path", b"path"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
