@@ -17,7 +17,8 @@ class Options:
     with its administrator's name if it is not `default`; shared_buffer_password_file: the administrator's;
     shared_buffer_prefix: of the jobs' logins, one a cluster where clusters share a server;
     ray_version: Ray of the images; trust_days: how long a leaf certificate is valid; certificate_issuer: a cert-manager
-    ClusterIssuer, empty for the operator's own authority; health_port: of /healthz, 0 for none."""
+    ClusterIssuer, empty for the operator's own authority; rdma_resource: extended resource of the adapters that GPU
+    pods get, with IPC_LOCK; empty: none; health_port: of /healthz, 0 for none."""
 
     namespace: str = "crescendo-system"
     watch_namespaces: tuple[str, ...] = ()
@@ -30,6 +31,7 @@ class Options:
     ray_version: str = "2.60.0"
     trust_days: int = 7
     certificate_issuer: str = ""
+    rdma_resource: str = ""
     resync_s: float = 30.0
     health_port: int = 8080
 

@@ -78,7 +78,7 @@ def _cluster(job: Job, options: Options) -> Manifest:
             "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0", "object-store-memory": OBJECT_STORE},
             "template": head,
         },
-        "workerGroupSpecs": [_group(job, name, pods) for name, pods in _first_size(job, options).items()],
+        "workerGroupSpecs": [_group(job, name, pods, options) for name, pods in _first_size(job, options).items()],
     }
 
 
@@ -91,7 +91,7 @@ def _first_size(job: Job, options: Options) -> Pods:
     return first_size(job, config)
 
 
-def _group(job: Job, name: str, replicas: int) -> Manifest:
+def _group(job: Job, name: str, replicas: int, options: Options) -> Manifest:
     devices = int(job.placement.get("devicesPerNode", 0))
     cpus = max(MIN_CPUS, CPUS_A_DEVICE * devices)
     parameters: dict[str, Any] = {
@@ -102,6 +102,8 @@ def _group(job: Job, name: str, replicas: int) -> Manifest:
     template = run_pod(
         job, name, image=job.spec["image"], devices=devices, identity_secret=identity_name(job, "worker")
     )
+    if devices and options.rdma_resource:
+        _give_rdma(template["spec"]["containers"][0], options.rdma_resource)
     return {
         "groupName": name,
         "replicas": replicas,
@@ -110,6 +112,13 @@ def _group(job: Job, name: str, replicas: int) -> Manifest:
         "rayStartParams": parameters,
         "template": template,
     }
+
+
+def _give_rdma(container: Manifest, resource: str) -> None:
+    """A network adapter, and the right to pin memory for it, which Pod Security *restricted* refuses."""
+    container["securityContext"]["capabilities"] = {"drop": ["ALL"], "add": ["IPC_LOCK"]}
+    for amounts in container["resources"].values():
+        amounts[resource] = "1"
 
 
 def _marker(group: str) -> str:

@@ -85,6 +85,17 @@ def test_a_shared_buffer_is_reached_with_a_login_of_the_jobs_own() -> None:
     assert {"ports": [{"port": 6380, "protocol": "TCP"}]} in policy["spec"]["egress"]
 
 
+def test_rdma_is_for_gpu_pods_alone_and_off_by_default() -> None:
+    gpus = {"placement": {"mode": "Colocated", "nodes": 1, "devicesPerNode": 8}}
+    on = Options(rdma_resource="rdma/hca")
+    for spec, options, given in ((gpus, on, True), (gpus, Options(), False), ({}, on, False)):
+        cluster = ray_job(job(**spec), 1, options)["spec"]["rayClusterSpec"]
+        (worker,) = cluster["workerGroupSpecs"][0]["template"]["spec"]["containers"]
+        assert (worker["resources"]["limits"].get("rdma/hca") == "1") is given
+        assert ("IPC_LOCK" in worker["securityContext"]["capabilities"].get("add", ())) is given
+        assert "IPC_LOCK" not in str(cluster["headGroupSpec"])
+
+
 @pytest.mark.parametrize("adopted", ["*", "uid}:*", "a" * 65, ""])
 def test_storage_that_is_adopted_widens_no_login(adopted: str) -> None:
     one = replace(job(buffer={"mode": "Shared"}), annotations={"rl.crescendo.dev/adopt-storage": adopted})
