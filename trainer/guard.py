@@ -1,4 +1,4 @@
-"""The memory of the last change, so that a repeated request does not do it again.
+"""The memory of the last change, and of the checkpoint being written: a repeated request does not do it again.
 
 Lives on the event loop of the rank that speaks.
 """
@@ -6,6 +6,8 @@ Lives on the event loop of the rank that speaks.
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
+
+from crescendo.proto.v1 import trainer_pb2
 
 A = TypeVar("A")
 
@@ -40,3 +42,23 @@ class Once:
             if key:
                 self._key, self._answer = key, answer
             return answer
+
+
+class Save:
+    """A checkpoint being written. begun: set when other calls may go on; told: it failed, and a caller knows."""
+
+    task: asyncio.Task[trainer_pb2.SaveCheckpointResponse]
+
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+        self.told = False
+
+    async def until_begun(self) -> None:
+        """Raises what stopped it before that."""
+        waiting = asyncio.create_task(self.begun.wait())
+        try:
+            await asyncio.wait({waiting, self.task}, return_when=asyncio.FIRST_COMPLETED)
+            if not self.begun.is_set():
+                await asyncio.shield(self.task)
+        finally:
+            waiting.cancel()

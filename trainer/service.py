@@ -27,7 +27,7 @@ from crescendo.common.rpc import Server, guarded, guarded_stream, serve
 from crescendo.common.runfolder import RunFolder
 from crescendo.common.service import RunningService, ServiceSpec
 from crescendo.proto.v1 import common_pb2, trainer_pb2, trainer_pb2_grpc
-from crescendo.trainer.guard import Once
+from crescendo.trainer.guard import Once, Save
 from crescendo.trainer.settings import TrainerSettings
 
 if TYPE_CHECKING:
@@ -71,26 +71,6 @@ class _ComputeThread:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-class _Save:
-    """A checkpoint being written. begun: set when other calls may go on; told: it failed, and a caller knows."""
-
-    task: asyncio.Task[trainer_pb2.SaveCheckpointResponse]
-
-    def __init__(self) -> None:
-        self.begun = asyncio.Event()
-        self.told = False
-
-    async def until_begun(self) -> None:
-        """Raises what stopped it before that."""
-        waiting = asyncio.create_task(self.begun.wait())
-        try:
-            await asyncio.wait({waiting, self.task}, return_when=asyncio.FIRST_COMPLETED)
-            if not self.begun.is_set():
-                await asyncio.shield(self.task)
-        finally:
-            waiting.cancel()
-
-
 class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
     """The calls of trainer.proto, on rank 0."""
 
@@ -100,7 +80,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         self._compute = compute
         self._fence = FenceGuard()
         self._once = Once()
-        self._saves: dict[str, _Save] = {}
+        self._saves: dict[str, Save] = {}
         self._started = time.monotonic()
         self._doing = ""
         self.server: Server | None = None
@@ -219,7 +199,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         self._fence.check(request.fence)
         save = self._saves.get(request.idempotency_key) if request.idempotency_key else None
         if save is None or save.told:
-            save = _Save()
+            save = Save()
             save.task = asyncio.create_task(self._save(request, save.begun))
             self._saves = {request.idempotency_key: save}
         try:
