@@ -13,8 +13,6 @@ from pathlib import Path
 
 import psutil
 
-from tests.cluster.kube.processes import die_with_parent
-
 ROOT = Path(__file__).parents[2]
 
 
@@ -47,12 +45,11 @@ class Operator:
         }
 
     def start(self) -> None:
-        """Starts it; does not wait."""
+        """Starts it; does not wait. Without a preexec_fn: a fork while gRPC runs here hung before its exec."""
         with (self._folder / "operator.log").open("ab") as log:
             self._child = subprocess.Popen(
                 [sys.executable, "-m", self._module],
                 env=self._environment, cwd=ROOT, stdout=log, stderr=log, start_new_session=True,
-                preexec_fn=die_with_parent,
             )  # fmt: skip
 
     def kill(self) -> None:
