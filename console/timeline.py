@@ -48,17 +48,16 @@ def timeline(spans: Sequence[controller_pb2.PhaseSpan]) -> Timeline:
         return Timeline((), (), (), 0.0)
     begin = min(span.start_seconds for span in shown)
     total = max(span.end_seconds for span in shown) - begin
-    scale = WIDTH / total if total > 0 else 0.0
     boxes: list[Box] = []
     ticks: list[tuple[float, int]] = []
     seconds: dict[str, float] = {}
     for span in shown:
         length = span.end_seconds - span.start_seconds
-        x = (span.start_seconds - begin) * scale
+        x = _drawn(span.start_seconds - begin, total)
         label = (
             f"{span.phase}, iteration {span.iteration}: {length:.2f} s" if newest else f"{span.phase}: {length:.1f} s"
         )
-        boxes.append(Box(round(x, 2), round(max(0.5, length * scale), 2), kind_of(span.phase), label))
+        boxes.append(Box(round(x, 2), round(max(0.5, _drawn(length, total)), 2), kind_of(span.phase), label))
         seconds[span.phase] = seconds.get(span.phase, 0.0) + length
         if newest and (not ticks or ticks[-1][1] != span.iteration):
             ticks.append((round(x, 2), span.iteration))
@@ -67,6 +66,11 @@ def timeline(spans: Sequence[controller_pb2.PhaseSpan]) -> Timeline:
         for phase, spent in sorted(seconds.items(), key=lambda item: -item[1])
     ]
     return Timeline(tuple(boxes), tuple(ticks), tuple(shares), total)
+
+
+def _drawn(seconds: float, total: float) -> float:
+    """Units of the drawing; divides first, so that the shortest of totals overflows nothing."""
+    return WIDTH * (seconds / total) if total > 0 else 0.0
 
 
 def kind_of(phase: str) -> str:

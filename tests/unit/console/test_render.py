@@ -1,7 +1,7 @@
 """The page's parts: hostile text stays text, unknown numbers stay away, phases are laid out right."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from crescendo.console.render import MAX_TEXT, Look, Renderer, chart_rows, next_stage, numbers, visible
@@ -105,6 +105,7 @@ def test_the_time_line_is_to_scale() -> None:
 spans = st.lists(st.tuples(st.sampled_from(["train", "odd"]), st.integers(0, 20), st.floats(0, 1e5), st.floats(0, 1e4)))
 
 
+@example([("train", 1, 0.0, 5e-324)])
 @given(spans)
 def test_boxes_stay_in_the_drawing(given_spans: list[tuple[str, int, float, float]]) -> None:
     drawn = timeline([span(phase, number, start, start + length) for phase, number, start, length in given_spans])
