@@ -4,7 +4,9 @@ Everything is real but the GPUs, which Ray only counts: our cluster places the e
 trainer ranks that have their share of each device, and every worker loads its slices of what the trainer published.
 """
 
+import asyncio
 import os
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +25,7 @@ from crescendo.common.rpc import Client, Endpoint
 from crescendo.common.runfolder import RunFolder
 from crescendo.common.service import ServiceSpec
 from crescendo.controller.launch.cluster import ENGINE_SHARE, TRAINER_SHARE, Cluster
-from crescendo.proto.v1 import common_pb2, rollout_pb2_grpc
+from crescendo.proto.v1 import common_pb2, rollout_pb2, rollout_pb2_grpc
 from tests.contract.engine_cases import (
     PROMPT,
     RolloutDriver,
@@ -100,10 +102,14 @@ def expected(folder: Path, seed: int, tokens: list[int]) -> list[float]:
     return [float(table[place, token]) for place, token in enumerate(tokens[1:])]
 
 
+def free_shares() -> list[float]:
+    """What Ray counts as free of each bundle's GPU; names are GPU_group_BUNDLE_ID."""
+    left = ray.available_resources()
+    return [left[name] for name in sorted(left) if name.startswith("GPU_group_") and name.count("_") == 3]
+
+
 async def test_workers_live_in_their_bundles_beside_trainer_ranks(driver: RolloutDriver) -> None:
-    left = {name: amount for name, amount in ray.available_resources().items() if name.startswith("GPU_group_")}
-    numbered = {name.split("_")[2]: amount for name, amount in left.items() if name.count("_") == 3}
-    assert numbered == {index: pytest.approx(1 - TRAINER_SHARE - ENGINE_SHARE) for index in "01"}
+    assert free_shares() == pytest.approx([1 - TRAINER_SHARE - ENGINE_SHARE] * 2)
 
 
 async def test_every_worker_serves_its_slices_of_each_version(driver: RolloutDriver) -> None:
@@ -119,3 +125,12 @@ async def test_every_worker_serves_its_slices_of_each_version(driver: RolloutDri
         assert made.log_probs == pytest.approx(wanted[len(PROMPT) - 1 :], abs=TOLERANCE)
         [scores] = await driver.score([*PROMPT, *made.token_ids])
         assert np.abs(np.asarray(scores) - np.asarray(wanted)).max() < TOLERANCE
+
+
+async def test_workers_go_with_the_engine(driver: RolloutDriver) -> None:
+    release = rollout_pb2.RolloutReleaseDeviceRequest(fence=driver.fence, method="restart")
+    await driver.client.call(driver.client.stub.ReleaseDevice, release, timeout_s=60)
+    deadline = time.monotonic() + 30
+    while (left := free_shares()) != pytest.approx([1 - TRAINER_SHARE] * 2):
+        assert time.monotonic() < deadline, left
+        await asyncio.sleep(0.2)
