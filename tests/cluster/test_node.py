@@ -52,9 +52,11 @@ Eventually = Callable[..., None]
 def watch(request: pytest.FixtureRequest) -> Iterator[Stopwatch]:
     found = Stopwatch()
     yield found
-    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
-    if reporter is not None:
-        reporter.write_line(f"\n{found.report()}")
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    reporter = request.config.pluginmanager.getplugin("terminalreporter")
+    if reporter is not None:  # in a worker of xdist there is none
+        with capture.global_and_fixture_disabled():
+            reporter.write_line(f"\n{found.report()}")
 
 
 @pytest.fixture(scope="module")
