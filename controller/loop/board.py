@@ -122,12 +122,11 @@ class Board:
         )
 
     def metrics(self, stage: str, values: Mapping[str, float]) -> None:
-        """Appends a row of numbers; NaN and infinities are left out, JSON has none."""
+        """Appends a row, without what JSON has no number for; the status shows the newest value of each."""
         finite = {key: float(value) for key, value in values.items() if abs(value) < float("inf")}
         stored = {"stage": stage, "unix_seconds": time.time(), **finite}
         self._write(self._metrics_file, stored)
         self.rows.append(_row(len(self.rows), stored))
-        self.status.metrics.clear()
         self.status.metrics.update(finite)
 
     def sample(self, sample: controller_pb2.Sample) -> None:

@@ -180,7 +180,7 @@ class RunStatus(_message.Message):
     def stages(self) -> _containers.RepeatedCompositeFieldContainer[Global___StageStatus]: ...
     @_builtins.property
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
-        """the newest iteration's row"""
+        """the newest value of each"""
 
     @_builtins.property
     def workers(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.WorkerStatus]: ...
