@@ -8,7 +8,7 @@ import pytest
 from crescendo.proto.v1 import common_pb2, reward_pb2
 from tests.integration.reward_processes import EXACT, MATH, RewardProcesses, score_item
 
-DEADLINE_S = 1.0
+DEADLINE_S = 2.0
 SLACK_S = 8.0
 OPTIONS = {
     "workers": "2",

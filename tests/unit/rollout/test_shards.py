@@ -42,7 +42,7 @@ def _set(name: str, value: object) -> Callable[[common_pb2.WeightManifest], None
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda made: setattr(made, "channel", "nccl"),
+        lambda made: setattr(made, "channel", "post"),
         lambda made: setattr(made, "version", 0),
         _set("dtype", "complex64"),
         _set("shard", 1),
