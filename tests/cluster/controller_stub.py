@@ -29,7 +29,7 @@ class StubRun(controller_pb2_grpc.ControllerServiceServicer):
 
     def __init__(self) -> None:
         self.status = pb.RunStatus(
-            run_id="stub", phase="rollout", iteration=3, max_iterations=10, stage="short", weight_version=4,
+            run_id="stub", phase="rollout", iteration=3, max_iterations=10, stage="context-32", weight_version=4,
             committed_iteration=-1, eta_seconds=60, metrics={"reward": 0.5, "length": 100.0},
         )  # fmt: skip
         self.verbs: list[str] = []

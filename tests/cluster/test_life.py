@@ -74,10 +74,10 @@ def test_a_job_runs_is_promoted_completes_and_goes(
     assert status["progress"]["metrics"] == [{"name": "length", "value": "100"}, {"name": "reward", "value": "0.5"}]
     assert job.condition("Checkpointed") == "True"
     shown = control_plane.kubectl("get", "rljob", "math", "-n", job.namespace).splitlines()[1].split()
-    assert shown[1:6] == ["Running", "short", "3/10", "0.5", "100"]
-    job.patch(promoteTo="long")
-    eventually("it is promoted", lambda: job.status().get("promotedTo") == "long")
-    assert controller.run.verbs == ["promote long"]
+    assert shown[1:6] == ["Running", "context-32", "3/10", "0.5", "100"]
+    job.patch(promoteTo="context-64")
+    eventually("it is promoted", lambda: job.status().get("promotedTo") == "context-64")
+    assert controller.run.verbs == ["promote context-64"]
 
     job.kuberay_says(1, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
     eventually("it is complete", lambda: job.condition("Complete") == "True")
