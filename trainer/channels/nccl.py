@@ -13,8 +13,7 @@ stands still breaks the round within STEP_S: its group is aborted, the others ar
 The group's own traffic is as open as that of Megatron's groups: neither encrypted nor guarded by the token.
 """
 
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 
 import torch
@@ -24,42 +23,23 @@ from crescendo.common.broadcast import BroadcastGroup, watched
 from crescendo.common.errors import RequestError
 from crescendo.common.rpc.wire import Deadline, Wire
 from crescendo.common.weights import SHM_FOLDER
-from crescendo.proto.v1 import common_pb2, weights_pb2
-from crescendo.trainer.channels.base import Layout, NamedTensor, Written
+from crescendo.proto.v1 import weights_pb2
 from crescendo.trainer.channels.rounds import Member, Rounds
 from crescendo.trainer.channels.serving import WeightServer
-from crescendo.trainer.channels.transfer import Home, Outbox, TransferBuffer
+from crescendo.trainer.channels.transfer import HeldWeights, Home, Outbox, TransferBuffer
 
 STEP_S = 60.0  # for a group to meet, or a bucket to be with all
 
 
-class NcclChannel:
+class NcclChannel(HeldWeights):
     """Versions of one run. Owned by the trainer's rank that speaks, which is rank 0 of every round."""
 
     name = "nccl"
 
     def __init__(self, run_id: str, node: str, token: str, home: Home | None = None) -> None:
-        self._node = node
-        self._outbox = Outbox(SHM_FOLDER / f"crescendo-{run_id}-bucket", home)
         self._rounds = Rounds(self._serve)
-        self._server = WeightServer(self._answer, token=token)
-
-    def write(self, version: int, layout: Layout, dtype: str, tensors: Iterable[NamedTensor]) -> Written:
-        """Digests; the bytes stay where they are."""
-        began = time.perf_counter()
-        specs, size = self._outbox.hold(version, layout, dtype, tensors)
-        shard = common_pb2.WeightShard(address=self._server.address, num_bytes=size, node=self._node)
-        seconds = time.perf_counter() - began
-        return Written([shard], specs, seconds, seconds)
-
-    def retire(self, below_version: int) -> None:
-        """Older versions are served no more."""
-        self._outbox.retire(below_version)
-
-    def close(self) -> None:
-        """Ends the server and frees the buffer."""
-        self._server.close()
-        self._outbox.close()
+        outbox = Outbox(SHM_FOLDER / f"crescendo-{run_id}-bucket", home)
+        super().__init__(node, outbox, WeightServer(self._answer, token=token))
 
     def _answer(self, wire: Wire, request: weights_pb2.WeightRequest, deadline: Deadline) -> None:
         order = request.buckets

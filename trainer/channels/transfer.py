@@ -8,6 +8,7 @@ parameters; they are kept on the host. Digests are computed where the tensors li
 
 import os
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -20,8 +21,9 @@ from torch.multiprocessing.reductions import reduce_tensor
 from crescendo.common.errors import RequestError
 from crescendo.common.weights import aligned, long_word_digest
 from crescendo.proto.v1 import common_pb2, weights_pb2
-from crescendo.trainer.channels.base import Layout, NamedTensor
+from crescendo.trainer.channels.base import Layout, NamedTensor, Written
 from crescendo.trainer.channels.mapped import MappedFile, plan
+from crescendo.trainer.channels.serving import WeightServer
 
 BUCKET_BYTES = 256 << 20
 ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
@@ -229,3 +231,27 @@ def digest(tensor: torch.Tensor) -> int:
     if len(flat) % 8:
         flat = torch.nn.functional.pad(flat, (0, -len(flat) % 8))
     return long_word_digest(flat.view(torch.int64), partial(torch.arange, device=flat.device))
+
+
+class HeldWeights:
+    """What `ipc` and `nccl` have in common: versions are held where they are, and served when an engine asks."""
+
+    def __init__(self, node: str, outbox: Outbox, server: WeightServer) -> None:
+        self._node, self._outbox, self._server = node, outbox, server
+
+    def write(self, version: int, layout: Layout, dtype: str, tensors: Iterable[NamedTensor]) -> Written:
+        """Digests; the bytes stay where they are."""
+        began = time.perf_counter()
+        specs, size = self._outbox.hold(version, layout, dtype, tensors)
+        shard = common_pb2.WeightShard(address=self._server.address, num_bytes=size, node=self._node)
+        seconds = time.perf_counter() - began
+        return Written([shard], specs, seconds, seconds)
+
+    def retire(self, below_version: int) -> None:
+        """Older versions are served no more."""
+        self._outbox.retire(below_version)
+
+    def close(self) -> None:
+        """Ends the server and frees the buffer."""
+        self._server.close()
+        self._outbox.close()
