@@ -78,10 +78,10 @@ chart: crd ## regenerate the chart's values schema and README from values.yaml
 images: setup ## build the images with buildah (IMAGES="operator reward run run-gpu", BASE=image, PREFIX=crescendo)
 	helm/images/build.sh
 
-release: setup ## push images and chart: make release REGISTRY=registry.example.com/team (PLAIN_HTTP=1 without TLS)
+release: setup ## push images and chart: make release REGISTRY=registry.example.com/team (PLAIN_HTTP=1: without TLS; KUBERAY=folder: with KubeRay's chart)
 	@test -n "$(REGISTRY)" || { echo "REGISTRY=host/path says where to" >&2; exit 2; }
 	PUSH=1 PREFIX="$(REGISTRY)/crescendo" helm/images/build.sh
-	$(BIN)/python helm/release.py "$(REGISTRY)" $(if $(PLAIN_HTTP),--plain-http)
+	$(BIN)/python helm/release.py "$(REGISTRY)" $(if $(PLAIN_HTTP),--plain-http) $(if $(KUBERAY),--kuberay "$(KUBERAY)")
 
 bench: setup $(if $(filter e2e,$(BENCH)),$(TRL)/.stamp) ## measure BENCH=name against its baseline; prints one JSON line
 	@test -f "tests/bench/bench_$(BENCH).py" || { echo "BENCH=name, one of:" \

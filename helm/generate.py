@@ -43,6 +43,7 @@ RULES: Final[dict[str, dict[str, Any]]] = {
     "executor.workers": {"type": "integer", "minimum": 1},
     "executor.sandboxFloor.boundary": {"enum": ["", "shared-kernel", "gvisor", "kata"]},
     "executor.sandboxFloor.jail": {"enum": ["", "process", "landlock", "namespaces", "runsc"]},
+    "kuberayOperator": {"type": "object", "properties": {"enabled": {"type": "boolean"}}},
     "valkey.maxMemory": {"type": "string", "pattern": "^[0-9]+(kb|mb|gb)$"},
     "monitoring.*.labels": {"type": "object", "additionalProperties": {"type": "string"}},
 }

@@ -197,6 +197,7 @@ def test_the_definition_stays_at_uninstall() -> None:
     ("values", "message"),
     [
         ({"kuberay": {"required": True}}, "KubeRay is not installed"),
+        ({"kuberayOperator": {"enabled": True}}, "carries no KubeRay"),
         ({"executor": {"acceptSharedKernel": False}}, "acceptSharedKernel=true"),
         ({"operator": {"certificateIssuer": "vault"}}, "no cert-manager.io/v1"),
         ({"operator": {"trustDays": 0}}, "trustDays"),

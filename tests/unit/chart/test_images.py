@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import helm_python
 import pytest
 import yaml
 
@@ -204,3 +205,37 @@ def test_a_registry_with_a_scheme_is_refused() -> None:
         cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert (ran.returncode, "without a scheme" in ran.stderr) == (2, True)
+
+
+def test_a_release_can_carry_kuberays_chart(tmp_path: Path, registry: tuple[str, Kept]) -> None:
+    address, kept = registry
+    kuberay = tmp_path / "kuberay-operator"
+    (kuberay / "templates").mkdir(parents=True)
+    (kuberay / "Chart.yaml").write_text("{apiVersion: v2, name: kuberay-operator, version: 1.2.3}")
+    (kuberay / "values.yaml").write_text("{batchScheduler: none}")
+    (kuberay / "templates/it.yaml").write_text(
+        "{apiVersion: v1, kind: ConfigMap, metadata: {name: kuberay, labels: {by: {{ .Values.batchScheduler }}}}}"
+    )
+    ran = subprocess.run(
+        [sys.executable, "helm/release.py", address, "--plain-http", "--kuberay", str(kuberay)],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    _, manifest = kept["/v2/team/charts/crescendo/manifests/0.1.0"]
+    (layer,) = json.loads(manifest)["layers"]
+    archive = tmp_path / "crescendo.tgz"
+    archive.write_bytes(kept[f"/v2/team/charts/crescendo/blobs/{layer['digest']}"][1])
+
+    def rendered(values: dict[str, object]) -> dict[str, str]:
+        chart = helm_python.Chart.load(str(archive))
+        try:
+            return chart.render({"executor": {"acceptSharedKernel": True}, **values}, name="it", namespace="here")
+        finally:
+            chart.close()
+
+    asked = rendered({"kuberayOperator": {"enabled": True, "batchScheduler": "volcano"}})
+    (text,) = [text for name, text in asked.items() if name.endswith("it.yaml")]
+    assert "by: volcano" in text
+    (operator,) = [text for name, text in asked.items() if name.endswith("operator/deployment.yaml")]
+    assert 'CRESCENDO_KUBERAY_NAMESPACE, value: "here"' in operator
+    assert not [name for name in rendered({"kuberay": {"required": False}}) if name.endswith("it.yaml")]
