@@ -82,6 +82,11 @@ class Job:
         return self.spec.get("placement") or {}
 
     @property
+    def devices_per_node(self) -> int:
+        """GPUs of one worker pod; 0 on cores."""
+        return int(self.placement.get("devicesPerNode", 0))
+
+    @property
     def devices(self) -> int:
         """GPUs of all worker pods at full size."""
         nodes = int(self.placement.get("nodes", 1)) + int(self.placement.get("rolloutNodes", 0))
@@ -89,7 +94,7 @@ class Job:
 
     def gpus(self, pods: int) -> int:
         """GPUs of so many worker pods."""
-        return pods * int(self.placement.get("devicesPerNode", 0))
+        return pods * self.devices_per_node
 
     def time(self, name: str) -> datetime | None:
         """A time of the status."""

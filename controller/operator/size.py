@@ -24,7 +24,7 @@ Pods = Mapping[str, int]
 
 def devices_per_pod(job: Job) -> int:
     """GPUs; on CPU a pod counts as one device."""
-    return max(1, int(job.placement.get("devicesPerNode", 0)))
+    return max(1, job.devices_per_node)
 
 
 def full_size(job: Job) -> Pods:

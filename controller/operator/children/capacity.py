@@ -28,7 +28,7 @@ def capacity_problems(job: Job, options: Options) -> list[str]:
     shape = shape_of(config.model)
     if shape is None:
         return []
-    devices = int(job.placement.get("devicesPerNode", 0))
+    devices = job.devices_per_node
     memory = quantity_bytes(resources_of(job, "worker", devices)["limits"]["memory"])
     made = make_plan(config, shape, Machine(job.devices, None, memory, gpus_a_machine=devices))
     return [f"spec.resources.worker.memory: {made.problem} {made.fix}"] if made.problem else []

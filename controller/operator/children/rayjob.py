@@ -92,7 +92,7 @@ def _first_size(job: Job, options: Options) -> Pods:
 
 
 def _group(job: Job, name: str, replicas: int, options: Options) -> Manifest:
-    devices = int(job.placement.get("devicesPerNode", 0))
+    devices = job.devices_per_node
     cpus = max(MIN_CPUS, CPUS_A_DEVICE * devices)
     parameters: dict[str, Any] = {
         "resources": _marker(name),
