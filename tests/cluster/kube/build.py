@@ -66,9 +66,9 @@ def build(*, node: bool = False) -> None:
         raise RuntimeError("Go is not installed; the cluster tests build Kubernetes with it (Go 1.24 or newer).")
     binaries().mkdir(parents=True, exist_ok=True)
     for package in missing(tuple(name for name in _wanted(node) if "kuberay" not in name)):
-        _go_build(package, TOOLS)
+        go_build(package, TOOLS, binaries() / _program(package))
     for package in missing(tuple(name for name in _wanted(node) if "kuberay" in name)):
-        _go_build(package, TOOLS / "kuberay")
+        go_build(package, TOOLS / "kuberay", binaries() / _program(package))
 
 
 @functools.cache
@@ -90,12 +90,12 @@ def _program(package: str) -> str:
     return RENAMED.get(name, name)
 
 
-def _go_build(package: str, folder: Path) -> None:
+def go_build(package: str, folder: Path, target: Path) -> None:
+    """Builds a program from the module in a folder; raises subprocess.CalledProcessError."""
     begun = time.monotonic()
     version = "k8s.io/component-base/version.gitVersion"
     client = "k8s.io/client-go/pkg/version.gitVersion"
     flags = f"-s -w -X {version}={KUBERNETES} -X {client}={KUBERNETES}"
-    target = binaries() / _program(package)
     command = [
         "go",
         "build",
