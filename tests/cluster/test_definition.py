@@ -64,6 +64,14 @@ def bad_uri(job: dict[str, Any]) -> None:
     job["spec"]["model"] = {"uri": "ftp://models/qwen"}
 
 
+def no_such_port(job: dict[str, Any]) -> None:
+    job["spec"]["network"] = {"egressPorts": [0]}
+
+
+def a_port_twice(job: dict[str, Any]) -> None:
+    job["spec"]["network"] = {"egressPorts": [9000, 9000]}
+
+
 def no_run(job: dict[str, Any]) -> None:
     del job["spec"]["run"]
 
@@ -82,6 +90,8 @@ def unknown_gate(job: dict[str, Any]) -> None:
         (sidecar, "Sidecar is reserved"),
         (two_nodes, "several nodes need accessMode ReadWriteMany"),
         (bad_uri, "spec.model.uri"),
+        (no_such_port, "spec.network.egressPorts[0]"),
+        (a_port_twice, "spec.network.egressPorts[1]: Duplicate value"),
         (no_run, "spec.run: Required value"),
         (unknown_gate, "gate.name: Unsupported value"),
     ],

@@ -1,7 +1,7 @@
 """Who may talk to a run's pods: nobody but the run itself, KubeRay, the operator, the console and Prometheus.
 
 Deny everything first, then one policy a component. Egress: names (DNS), the run's own pods, the reward service, and
-what the run file fetches from (HTTPS) for the head's fetch step. A bridge network without a policy engine does not
+where stores and hubs answer (HTTPS, and spec.network.egressPorts). A bridge network without a policy engine does not
 enforce these; NOTES.txt and `helm test` say so.
 """
 
@@ -15,6 +15,7 @@ from crescendo.controller.operator.options import Options
 from crescendo.controller.operator.resource import COMPONENT_LABEL, JOB_LABEL, Job, Manifest
 from crescendo.controller.operator.shared_buffer import is_shared
 
+HTTPS_PORT = 443
 METRICS_PORT = 9464
 DASHBOARD_PORT = 8265
 RAY_COMPONENTS = ("head", "worker", "rollout", "submitter")
@@ -39,7 +40,7 @@ def policies(job: Job, options: Options) -> list[Manifest]:
                 {"from": [platform], "ports": [_tcp(CONTROLLER_PORT), _tcp(DASHBOARD_PORT)]},
                 {"from": [_prometheus()], "ports": [_tcp(METRICS_PORT)]},
             ],
-            egress=[{"to": [own]}, {"to": [platform]}, {"ports": [_tcp(443)]}, *_shared_buffer(job, options)],
+            egress=[{"to": [own]}, {"to": [platform]}, _outside(job), *_shared_buffer(job, options)],
         ),
         _policy(
             job,
@@ -49,6 +50,12 @@ def policies(job: Job, options: Options) -> list[Manifest]:
             egress=[],
         ),
     ]
+
+
+def _outside(job: Job) -> Manifest:
+    """Stores, hub and archive, wherever they are: HTTPS, and the ports that the job names for others."""
+    named = (job.spec.get("network") or {}).get("egressPorts") or ()
+    return {"ports": [_tcp(port) for port in sorted({HTTPS_PORT, *named})]}
 
 
 def _shared_buffer(job: Job, options: Options) -> list[Manifest]:

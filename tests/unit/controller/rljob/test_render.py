@@ -232,3 +232,18 @@ def test_only_the_runs_own_pods_reach_its_buffer() -> None:
     assert rule["ports"] == [{"port": 6379, "protocol": "TCP"}]
     assert rule["from"][0]["podSelector"]["matchLabels"] == {"rl.crescendo.dev/job": "math"}
     assert policies["math-buffer"]["spec"]["egress"] == []
+
+
+@pytest.mark.parametrize(
+    ("network", "ports"),
+    [({}, [443]), ({"network": {}}, [443]), ({"network": {"egressPorts": [9000, 443, 8080]}}, [443, 8080, 9000])],
+)
+def test_a_run_gets_out_by_https_and_by_the_ports_that_it_names(network: dict[str, Any], ports: list[int]) -> None:
+    policies = {
+        one["metadata"]["name"]: one["spec"]
+        for one in fixtures(job(**network), Options())
+        if one["kind"] == "NetworkPolicy"
+    }
+    anywhere = [rule for rule in policies["math-ray"]["egress"] if "to" not in rule]
+    assert anywhere == [{"ports": [{"port": port, "protocol": "TCP"} for port in ports]}]
+    assert policies["math-buffer"]["egress"] == []
