@@ -130,6 +130,7 @@ def _submitter(job: Job) -> Manifest:
     template = run_pod(
         job, "head", image=job.spec["image"], devices=0, identity_secret=identity_name(job, "controller")
     )
+    template["spec"].pop("initContainers", None)  # which a patch of the head's fetch steps leaves here
     container = template["spec"]["containers"][0]
     container["name"] = "ray-job-submitter"
     container["resources"] = {

@@ -56,7 +56,11 @@ def test_each_input_is_fetched_by_a_step_of_its_own_with_its_own_secret() -> Non
 
 
 def test_only_the_head_fetches() -> None:
-    spec = ray_job(job(model={"uri": "hf://owner/name"}), 1, Options())["spec"]
+    patched = {"spec": {"initContainers": [{"name": "fetch-model", "resources": {"limits": {"cpu": "1"}}}]}}
+    patches = [{"component": "head", "template": patched}]
+    spec = ray_job(job(model={"uri": "hf://owner/name"}, podPatches=patches), 1, Options())["spec"]
+    (step,) = spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["initContainers"]
+    assert step["resources"]["limits"]["cpu"] == "1"
     assert "initContainers" not in spec["submitterPodTemplate"]["spec"]
     for group in spec["rayClusterSpec"]["workerGroupSpecs"]:
         assert "initContainers" not in group["template"]["spec"]
