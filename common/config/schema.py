@@ -260,6 +260,13 @@ class PlacementConfig:
     rollout_devices: int = setting(
         0, "disaggregated: devices, of num_devices, that are the engines' own; 0: as many as they need", at_least=0
     )
+    device_memory_gib: float = setting(
+        0.0,
+        "memory of one GPU, for a run that cannot look because it computes elsewhere: the planner then refuses what "
+        "does not fit; 0: not known",
+        unit="GiB",
+        at_least=0,
+    )
 
 
 @dataclass

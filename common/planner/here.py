@@ -10,7 +10,7 @@ from crescendo.common.config.schema import Config
 from crescendo.common.device_memory import device_memory
 from crescendo.common.errors import ConfigError
 from crescendo.common.planner.find import shape_of
-from crescendo.common.planner.phases import Machine
+from crescendo.common.planner.phases import GIB, Machine
 from crescendo.common.planner.plan import make_plan
 
 _CGROUP_LIMITS: Final = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -33,18 +33,26 @@ def this_machine(config: Config) -> Machine:
     return Machine(config.placement.num_devices, device_memory().total_bytes, memory_limit())
 
 
-def refuse_early(config: Config, machine: Machine | None = None) -> None:
-    """Raises ConfigError when a run cannot fit; machine: None for this one, if the run computes here at all.
+def _machine(config: Config) -> Machine | None:
+    """What the run computes on, as far as it is known here."""
+    if "RAY_ADDRESS" not in os.environ:
+        return this_machine(config)
+    told = int(config.placement.device_memory_gib * GIB)
+    return Machine(config.placement.num_devices, told) if told and config.placement.device != "cpu" else None
 
-    Says nothing about models whose shape is not known here: their turn comes when they were fetched.
+
+def refuse_early(config: Config, machine: Machine | None = None) -> None:
+    """Raises ConfigError when a run cannot fit; machine: None for the one that the run computes on.
+
+    Says nothing about models whose shape is not known here: their turn comes when they were fetched. Nor about a Ray
+    cluster, but with placement.device_memory_gib.
     """
-    if machine is None and "RAY_ADDRESS" in os.environ:  # trainer and engines compute elsewhere
-        return
+    machine = machine or _machine(config)
     shape = shape_of(config.model)
-    made = make_plan(config, shape, machine or this_machine(config)) if shape is not None else None
+    made = make_plan(config, shape, machine) if machine is not None and shape is not None else None
     if made is not None and made.problem:
         raise ConfigError(
-            f"the run does not fit this machine: {made.problem}",
+            f"the run does not fit: {made.problem}",
             field="steps",
             fix=f"{made.fix} See all of it: crescendo plan RECIPE.",
         )

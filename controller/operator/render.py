@@ -11,6 +11,7 @@ from crescendo.common.config import check_mapping
 from crescendo.common.config.layouts import layout_of
 from crescendo.common.config.spelling import to_camel, to_snake
 from crescendo.common.errors import ConfigError
+from crescendo.controller.operator.quantity import quantity_bytes
 from crescendo.controller.operator.resource import API_VERSION, KIND, Manifest
 
 _CLUSTER_DECIDES: Final = ("buffer", "placement", "console")
@@ -32,6 +33,8 @@ def to_rljob(run: Manifest, *, image: str, name: str = "", namespace: str = "") 
     apart = layout_of(config).rollout_devices
     if config.placement.device == "gpu":
         placement["devicesPerNode"] = math.gcd(config.placement.num_devices, apart)
+        if config.placement.device_memory_gib:
+            placement["deviceMemory"] = f"{config.placement.device_memory_gib:g}Gi"
     if apart:
         per_node = placement.get("devicesPerNode", 1)
         placement["rolloutNodes"] = apart // per_node
@@ -57,6 +60,8 @@ def to_run_file(job: Manifest) -> Manifest:
     run["placement"] = {"name": placement.get("mode", "Colocated").lower(), "device": "gpu" if per_node else "cpu"}
     if per_node or own:
         run["placement"]["num_devices"] = nodes * max(1, per_node)
+    if memory := quantity_bytes(str(placement.get("deviceMemory", ""))):
+        run["placement"]["device_memory_gib"] = memory / 2**30
     if own:
         run["placement"]["rollout_devices"] = own * max(1, per_node)
     ordered = ["run", *(key for key in run if key != "run")]

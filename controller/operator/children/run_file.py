@@ -5,7 +5,7 @@ The buffer's password is not in it: the URL names the file that the password's S
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import yaml
 
@@ -16,9 +16,12 @@ from crescendo.controller.operator.children.inputs import inputs
 from crescendo.controller.operator.children.pods import BUFFER_PASSWORD_MOUNT, RUN_FOLDER_MOUNT, metadata
 from crescendo.controller.operator.children.storage import BUFFER_PORT
 from crescendo.controller.operator.options import Options
+from crescendo.controller.operator.quantity import quantity_bytes
 from crescendo.controller.operator.resource import Job, Manifest
 from crescendo.controller.operator.shared_buffer import is_shared, job_url
 from crescendo.controller.operator.size import ROLLOUT, devices_per_pod, full_size
+
+GIB: Final = 2**30
 
 
 def run_file(job: Job, options: Options) -> Manifest:
@@ -54,6 +57,9 @@ def _placement(job: Job) -> Manifest:
     }
     if ROLLOUT in pods:
         found[camel_case("rollout_devices")] = per_pod * pods[ROLLOUT]
+    memory = quantity_bytes(str(job.placement.get("deviceMemory", "")))
+    if job.devices and memory:
+        found[camel_case("device_memory_gib")] = memory / GIB
     return found
 
 

@@ -83,6 +83,14 @@ def test_a_run_that_cannot_fit_is_refused_with_what_to_change(model: str) -> Non
     assert "Take a machine with" in caught.value.fix
 
 
+def test_on_a_ray_cluster_gpus_are_as_large_as_the_run_file_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "ray://elsewhere")
+    gpus = ["placement.device=gpu", "model.scratch.hidden_size=8192", "model.scratch.ffn_size=32768"]
+    refuse_early(load_config(Path(QUICK_START), gpus))
+    with pytest.raises(ConfigError, match="a GPU has 8"):
+        refuse_early(load_config(Path(QUICK_START), [*gpus, "placement.device_memory_gib=8"]))
+
+
 def test_a_model_from_the_hub_is_checked_when_it_has_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fetched = tmp_path / "cache"
     fetched.mkdir()
@@ -92,5 +100,5 @@ def test_a_model_from_the_hub_is_checked_when_it_has_come(tmp_path: Path, monkey
     monkeypatch.setattr("crescendo.common.planner.here.memory_limit", lambda: 16 << 30)
     config = load_config(Path(QUICK_START))
     config.model = replace(config.model, source=HUB_NAME)
-    with pytest.raises(ConfigError, match="does not fit this machine"):
+    with pytest.raises(ConfigError, match="the run does not fit: "):
         policy.prepare_policy(config, RunFolder.create(tmp_path / "run", "test"))
