@@ -70,7 +70,7 @@ def volumes(name: str, namespace: str, folder: Path) -> list[Manifest]:
     for claim in (f"{name}-run", f"data-{name}-buffer-0"):
         (folder / claim).mkdir(parents=True)
         os.chown(folder / claim, USER, USER)
-        found.append(_volume(claim, namespace, folder / claim))
+        found.append(volume(claim, namespace, folder / claim))
     return found
 
 
@@ -88,10 +88,10 @@ def packages(namespace: str) -> list[Manifest]:
             "resources": {"requests": {"storage": "1Gi"}},
         },
     }
-    return [_volume("packages", namespace, site, mode="ReadOnlyMany"), claim]
+    return [volume("packages", namespace, site, mode="ReadOnlyMany"), claim]
 
 
-def _volume(claim: str, namespace: str, folder: Path, mode: str = "") -> Manifest:
+def volume(claim: str, namespace: str, folder: Path, mode: str = "") -> Manifest:
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolume",
