@@ -3,12 +3,14 @@
 `--kuberay FOLDER` puts KubeRay's own chart into ours, as a dependency that kuberayOperator.enabled=true installs too.
 The repository itself has no copy of it and names no place to fetch it from.
 
-A private registry's login is taken from CRESCENDO_REGISTRY_USER and CRESCENDO_REGISTRY_PASSWORD, if they are set.
+A private registry's login is taken from CRESCENDO_REGISTRY_USER and CRESCENDO_REGISTRY_PASSWORD, if they are set, and
+kept nowhere. The chart is annotated with the commit that it was made from, and with no address.
 """
 
 import argparse
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -19,6 +21,8 @@ import yaml
 CHART = Path(__file__).parent / "crescendo"
 SUBCHART = "kuberayOperator"  # its key in our values
 USER, PASSWORD = "CRESCENDO_REGISTRY_USER", "CRESCENDO_REGISTRY_PASSWORD"
+REVISION = "org.opencontainers.image.revision"
+GIT = ("git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty")
 
 
 def main() -> int:
@@ -32,6 +36,8 @@ def main() -> int:
         parser.error(f"--kuberay is {arguments.kuberay}, which has no Chart.yaml; give the folder of KubeRay's chart")
     if "://" in arguments.registry:
         parser.error(f"REGISTRY is {arguments.registry}; give host/path without a scheme")
+    if USER in os.environ and PASSWORD not in os.environ:
+        parser.error(f"{USER} is set and {PASSWORD} is not; set both, or neither")
     try:
         print(release(arguments.registry, plain_http=arguments.plain_http, kuberay=arguments.kuberay))
     except helm_python.HelmError as error:
@@ -40,32 +46,42 @@ def main() -> int:
     return 0
 
 
-def bundled(kuberay: Path, folder: Path) -> Path:
-    """A copy of our chart in folder, with KubeRay's as an optional dependency."""
+def released(folder: Path, kuberay: Path | None) -> Path:
+    """A copy of our chart in folder that says its revision, with KubeRay's as an optional dependency if asked."""
     chart = Path(shutil.copytree(CHART, folder / CHART.name))
-    about = yaml.safe_load((kuberay / "Chart.yaml").read_text())
-    shutil.copytree(kuberay, chart / "charts" / about["name"])
     description = chart / "Chart.yaml"
-    dependency = {
-        "alias": SUBCHART,
-        "condition": f"{SUBCHART}.enabled",
-        "name": about["name"],
-        "version": about["version"],
-    }
-    ours = {**yaml.safe_load(description.read_text()), "dependencies": [dependency]}
+    ours = yaml.safe_load(description.read_text())
+    if found := revision():
+        ours["annotations"][REVISION] = found
+    if kuberay:
+        about = yaml.safe_load((kuberay / "Chart.yaml").read_text())
+        shutil.copytree(kuberay, chart / "charts" / about["name"])
+        ours["dependencies"] = [
+            {"alias": SUBCHART, "condition": f"{SUBCHART}.enabled", "name": about["name"], "version": about["version"]}
+        ]
     description.write_text(yaml.safe_dump(ours, sort_keys=False))
     return chart
 
 
+def revision() -> str:
+    """The commit, with -dirty when files differ from it; empty outside of a repository."""
+    try:
+        ran = subprocess.run(GIT, cwd=CHART, capture_output=True, text=True, timeout=60, check=False)
+    except FileNotFoundError:
+        return ""
+    return ran.stdout.strip()
+
+
 def release(registry: str, *, plain_http: bool, kuberay: Path | None = None) -> str:
     """Packages and pushes; returns what `helm install` takes. Raises HelmError."""
-    with tempfile.TemporaryDirectory() as folder, helm_python.RegistryClient(plain_http=plain_http) as client:
-        if USER in os.environ:
-            host = registry.partition("/")[0]
-            client.login(host, os.environ[USER], os.environ[PASSWORD])
-        chart = bundled(kuberay, Path(folder)) if kuberay else CHART
-        archive = helm_python.package(str(chart), destination=folder)
-        helm_python.push(archive, f"oci://{registry}/charts", client=client, plain_http=plain_http)
+    with tempfile.TemporaryDirectory() as folder:
+        login = Path(folder) / "login.json" if USER in os.environ else None  # else that of `helm registry login`
+        with helm_python.RegistryClient(plain_http=plain_http, credentials_file=login) as client:
+            if USER in os.environ:
+                host = registry.partition("/")[0]
+                client.login(host, os.environ[USER], os.environ[PASSWORD], plain_http=plain_http)
+            archive = helm_python.package(str(released(Path(folder), kuberay)), destination=folder)
+            helm_python.push(archive, f"oci://{registry}/charts", client=client, plain_http=plain_http)
     return f"oci://{registry}/charts/{CHART.name}"
 
 

@@ -1,6 +1,7 @@
-"""An S3 bucket and a Hugging Face hub over HTTP on loopback: as much of both as their clients use to read.
+"""An S3 bucket and a Hugging Face hub over HTTP: as much of both as their clients use to read.
 
-Threads of this process; `fail` holds statuses to answer with before serving again, `cut` stops bodies short.
+Threads of this process, on loopback unless `host` says otherwise; `fail` holds statuses to answer with before serving
+again, `cut` stops bodies short.
 """
 
 import hashlib
@@ -23,6 +24,7 @@ class ObjectStore:
     fail: list[int] = field(default_factory=list)
     cut: int = 0
     requests: list[str] = field(default_factory=list)
+    host: str = "127.0.0.1"
 
     def __post_init__(self) -> None:
         store = self
@@ -30,14 +32,14 @@ class ObjectStore:
         class Handler(_Handler):
             shop = store
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer((self.host, 0), Handler)
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     @property
     def url(self) -> str:
         """Its endpoint."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return f"http://{self.host}:{self._server.server_address[1]}"
 
     def close(self) -> None:
         """Ends the server."""

@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import Final
 
+from tests.cluster.kube.seconds import noted_as
+
 TOOLS: Final = Path(__file__).parent / "tools"
 KUBERNETES: Final = "v1.36.4"
 CONTROL_PLANE: Final = (
@@ -65,10 +67,9 @@ def build(*, node: bool = False) -> None:
     if shutil.which("go") is None:
         raise RuntimeError("Go is not installed; the cluster tests build Kubernetes with it (Go 1.24 or newer).")
     binaries().mkdir(parents=True, exist_ok=True)
-    for package in missing(tuple(name for name in _wanted(node) if "kuberay" not in name)):
-        go_build(package, TOOLS, binaries() / _program(package))
-    for package in missing(tuple(name for name in _wanted(node) if "kuberay" in name)):
-        go_build(package, TOOLS / "kuberay", binaries() / _program(package))
+    for package in missing(_wanted(node)):
+        with noted_as(cache(), "programs"):
+            go_build(package, TOOLS / "kuberay" if "kuberay" in package else TOOLS, binaries() / _program(package))
 
 
 @functools.cache

@@ -3,19 +3,24 @@
 A Debian with Python by mmdebstrap; on it, by helm/images/build.sh, the project's own images from its own Dockerfiles;
 KubeRay's operator and the pause program from what build.py built. The run image leaves out what `LEFT_OUT` names, six
 gigabytes of torch and its kin: its pods find them on a read-only volume, the checkout's own site-packages, made from
-the same pins. Archives and layers stay in the cache, so that only what changed is built again.
+the same pins. Archives and layers stay in the cache, so that only what changed is built again; `prune` removes the
+layers that no build would use again.
 
 `python -m tests.cluster.kube.images` builds them ahead. Needs root, buildah and mmdebstrap.
 """
 
+import fcntl
 import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from tests.cluster.kube.build import binaries, cache
+from tests.cluster.kube.seconds import noted_as
 
 ROOT: Final = Path(__file__).parents[3]
 RECIPES: Final = Path(__file__).parent / "images"
@@ -49,36 +54,53 @@ def version() -> str:
 def build_base() -> None:
     """The image that all build on, once a cache."""
     archive = _folder() / f"{SUITE}.tar"
-    if not archive.exists():
-        partial = archive.with_suffix(".partial.tar")
-        _run("mmdebstrap", "--quiet", "--variant=minbase", f"--include={PACKAGES}", SUITE, str(partial))
-        partial.rename(archive)
-    shutil.copy("/etc/ssl/certs/ca-certificates.crt", _folder())  # this machine's, with what its network adds
-    _build("base", "Containerfile.base", _folder())
+    with _building(), noted_as(cache(), "base image", unless=archive.exists()):
+        if not archive.exists():
+            partial = archive.with_suffix(".partial.tar")
+            _run("mmdebstrap", "--quiet", "--variant=minbase", f"--include={PACKAGES}", SUITE, str(partial))
+            partial.rename(archive)
+        shutil.copy("/etc/ssl/certs/ca-certificates.crt", _folder())  # this machine's, with what its network adds
+        _build("base", "Containerfile.base", _folder())
 
 
 def build_tools() -> list[Path]:
     """KubeRay's operator and the pause program; archives."""
-    return [_archive(_build(name, f"Containerfile.{name}", binaries())) for name in ("kuberay-operator", "pause")]
+    with _building():
+        return [_archive(_build(name, f"Containerfile.{name}", binaries())) for name in ("kuberay-operator", "pause")]
 
 
 def build_ours() -> list[Path]:
     """The project's own; archives."""
-    environment = {
-        "IMAGES": " ".join(OURS), "PREFIX": "localhost/crescendo", "BASE": "localhost/base:1",
-        "BUILDAH_OPTIONS": "--isolation chroot --quiet", "LEAVE_OUT": "|".join(LEFT_OUT),
+    tags = [f"crescendo/{name}:{version()}" for name in ("operator", "reward")] + [f"crescendo/run:{version()}-volume"]
+    known = all(list(_folder().glob(f"{_file_name(tag)}-*.tar")) for tag in tags)
+    with _building(), noted_as(cache(), "images", unless=known):
+        _run(str(ROOT / "helm/images/build.sh"), PREFIX="localhost/crescendo", KEEP_STAGES="1", **settings())
+        _build("crescendo/run", "Containerfile.run", RECIPES, tag=f"{version()}-volume")
+        return [_archive(f"localhost/{tag}") for tag in tags]
+
+
+def settings() -> dict[str, str]:
+    """What helm/images/build.sh builds with here."""
+    return {
+        "IMAGES": " ".join(OURS), "BASE": "localhost/base:1", "BUILDAH_OPTIONS": "--isolation chroot --quiet",
+        "LEAVE_OUT": "|".join(LEFT_OUT), "CONTAINERS_STORAGE_CONF": str(_storage()),
     }  # fmt: skip
-    _run(str(ROOT / "helm/images/build.sh"), environment=environment)
-    _build("crescendo/run", "Containerfile.run", RECIPES, tag=f"{version()}-volume")
-    return [_archive(f"localhost/crescendo/{name}:{version()}") for name in ("operator", "reward")] + [
-        _archive(f"localhost/crescendo/run:{version()}-volume")
-    ]
+
+
+def prune() -> None:
+    """Removes what no tag and no stage of a tagged image needs, unless somebody builds at this moment."""
+    with _lock().open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        _buildah("rmi", "--prune", "--force")
 
 
 def _build(name: str, recipe: str, context: Path, *, tag: str = "1") -> str:
     image = f"localhost/{name}:{tag}"
-    _run(
-        "buildah", "build", "--isolation", "chroot", "--layers", "--quiet", "--build-arg", f"VERSION={version()}",
+    _buildah(
+        "build", "--isolation", "chroot", "--layers", "--quiet", "--build-arg", f"VERSION={version()}",
         "--file", str(RECIPES / recipe), "--tag", image, str(context),
     )  # fmt: skip
     return image
@@ -86,16 +108,20 @@ def _build(name: str, recipe: str, context: Path, *, tag: str = "1") -> str:
 
 def _archive(image: str) -> Path:
     """An uncompressed archive of an image, written unless the cache has it."""
-    digest = _run("buildah", "images", "--quiet", "--no-trunc", image).strip().removeprefix("sha256:")[:16]
-    name = image.removeprefix("localhost/").replace("/", "-").replace(":", "-")
+    digest = _buildah("images", "--quiet", "--no-trunc", image).strip().removeprefix("sha256:")[:16]
+    name = _file_name(image.removeprefix("localhost/"))
     path = _folder() / f"{name}-{digest}.tar"
     if not path.exists():
         for older in _folder().glob(f"{name}-*.tar"):
             older.unlink()
         partial = path.with_suffix(".partial")
-        _run("buildah", "push", "--quiet", image, f"docker-archive:{partial}:{image}")
+        _buildah("push", "--quiet", image, f"docker-archive:{partial}:{image}")
         partial.rename(path)
     return path
+
+
+def _file_name(tag: str) -> str:
+    return tag.replace("/", "-").replace(":", "-")
 
 
 def _folder() -> Path:
@@ -104,13 +130,32 @@ def _folder() -> Path:
     return found
 
 
-def _run(*command: str, environment: dict[str, str] | None = None) -> str:
-    storage = _folder() / "storage.conf"
-    store, running = _folder() / "store", _folder() / "store-run"
+def _storage() -> Path:
+    storage, store, running = (_folder() / name for name in ("storage.conf", "store", "store-run"))
     storage.write_text(f'[storage]\ndriver = "overlay"\ngraphroot = "{store}"\nrunroot = "{running}"\n')
+    return storage
+
+
+def _lock() -> Path:
+    return _folder() / "store.lock"
+
+
+@contextmanager
+def _building() -> Iterator[None]:
+    """Keeps `prune` away."""
+    with _lock().open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
+
+
+def _buildah(*arguments: str) -> str:
+    return _run("buildah", *arguments, CONTAINERS_STORAGE_CONF=str(_storage()))
+
+
+def _run(*command: str, **environment: str) -> str:
     ran = subprocess.run(
-        command, env={**os.environ, "CONTAINERS_STORAGE_CONF": str(storage), **(environment or {})}, cwd=ROOT,
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=LIMIT_S, check=False,
+        command, env={**os.environ, **environment}, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=LIMIT_S, check=False,
     )  # fmt: skip
     if ran.returncode != 0:
         said = (ran.stdout + ran.stderr)[-3000:]
@@ -123,6 +168,7 @@ def main() -> None:
     build_base()
     for archive in [*build_tools(), *build_ours()]:
         print(archive)
+    prune()
 
 
 if __name__ == "__main__":
