@@ -17,16 +17,24 @@ import yaml
 CHART: Final = Path(__file__).parent / "crescendo"
 _COMMENT: Final = re.compile(r"\s*# -- (.+)")
 _KEY: Final = re.compile(r"(\s*)([A-Za-z]+):")
-_QUANTITY: Final = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?(m|k|Ki|Mi|Gi|Ti)?$"}
+_QUANTITY: Final = {"type": ["string", "number"], "pattern": r"^[0-9]+(\.[0-9]+)?(m|k|Ki|Mi|Gi|Ti)?$"}
+_AMOUNTS: Final = {"type": "object", "additionalProperties": _QUANTITY}
 _OPEN: Final = {"type": "object"}
+_LABELS: Final = {"type": "object", "additionalProperties": {"type": "string"}}
 _TEXTS: Final = {"type": "array", "items": {"type": "string"}}
 # By path, where * is any one key.
 RULES: Final[dict[str, dict[str, Any]]] = {
+    "global.imageRegistry": {"type": "string", "pattern": r"^([A-Za-z0-9.-]+(:[0-9]+)?(/[a-z0-9._/-]*)?)?$"},
     "global.imagePullSecrets": _TEXTS,
-    "*.nodeSelector": {"type": "object", "additionalProperties": {"type": "string"}},
+    "global.labels": _LABELS,
+    "*.nodeSelector": _LABELS,
+    "*.affinity": _OPEN,
     "*.tolerations": {"type": "array", "items": _OPEN},
-    "*.resources.*.cpu": _QUANTITY,
-    "*.resources.*.memory": _QUANTITY,
+    "*.resources": {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {"requests": _AMOUNTS, "limits": _AMOUNTS},
+    },
     "*.image.repository": {"type": "string", "minLength": 1},
     "*.image.digest": {"type": "string", "pattern": "^(sha256:[0-9a-f]{64})?$"},
     "*.image.pullPolicy": {"enum": ["Always", "IfNotPresent", "Never"]},
@@ -42,10 +50,12 @@ RULES: Final[dict[str, dict[str, Any]]] = {
     "reward.models": _OPEN,
     "executor.workers": {"type": "integer", "minimum": 1},
     "executor.sandboxFloor.boundary": {"enum": ["", "shared-kernel", "gvisor", "kata"]},
-    "executor.sandboxFloor.jail": {"enum": ["", "process", "landlock", "namespaces", "runsc"]},
+    "executor.sandboxFloor.jail": {"enum": ["", "landlock", "namespaces", "runsc"]},
     "kuberayOperator": {"type": "object", "properties": {"enabled": {"type": "boolean"}}},
     "valkey.maxMemory": {"type": "string", "pattern": "^[0-9]+(kb|mb|gb)$"},
-    "monitoring.*.labels": {"type": "object", "additionalProperties": {"type": "string"}},
+    "valkey.storage.size": _QUANTITY,
+    "valkey.externalUrl": {"type": "string", "pattern": "^(rediss?://.+)?$"},
+    "monitoring.*.labels": _LABELS,
 }
 
 

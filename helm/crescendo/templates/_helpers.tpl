@@ -6,6 +6,9 @@ app.kubernetes.io/part-of: crescendo
 app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .root.Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
+{{- with .root.Values.global.labels }}
+{{ toYaml . }}
+{{- end }}
 {{- end }}
 
 {{- define "crescendo.selector" -}}
@@ -47,6 +50,9 @@ imagePullSecrets:
 {{- end }}
 {{- with .values.nodeSelector }}
 nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .values.affinity }}
+affinity: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with .values.tolerations }}
 tolerations: {{- toYaml . | nindent 2 }}

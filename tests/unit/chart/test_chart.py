@@ -10,11 +10,10 @@ from typing import Any
 import helm_python
 import kubernetes_validate
 import pytest
-import yaml
+
+from tests.unit.chart.rendering import BASE, CHART, Manifest, merged, render
 
 ROOT = Path(__file__).parents[3]
-CHART = ROOT / "helm/crescendo"
-BASE: dict[str, Any] = {"executor": {"acceptSharedKernel": True}, "kuberay": {"required": False}}
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "everything": {"valkey": {"enabled": True}, "monitoring": {"grafanaDashboard": {"enabled": True}}},
@@ -23,23 +22,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "fixed-size": {"reward": {"autoscaling": {"enabled": False}}, "executor": {"autoscaling": {"enabled": False}}},
     "mirror": {"global": {"imageRegistry": "registry.example.com/mirror", "imagePullSecrets": ["pull"]}},
 }
-Manifest = dict[str, Any]
-
-
-def merged(base: Any, over: Any) -> Any:
-    if isinstance(base, dict) and isinstance(over, dict):
-        return {key: merged(base.get(key), over.get(key, base.get(key))) for key in base | over}
-    return over
-
-
-def render(values: dict[str, Any]) -> list[Manifest]:
-    chart = helm_python.Chart.load(str(CHART))
-    try:
-        files = chart.render(merged(BASE, values), name="crescendo", namespace="crescendo-system")
-    finally:
-        chart.close()
-    texts = [text for name, text in files.items() if not name.endswith("NOTES.txt")]
-    return [found for text in texts for found in yaml.safe_load_all(text) if found]
 
 
 def pods(manifests: list[Manifest]) -> Iterator[tuple[str, Manifest]]:
