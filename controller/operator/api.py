@@ -38,6 +38,7 @@ _KINDS: Final = {
     "StatefulSet": ("apps", "v1", "statefulsets"),
     "NetworkPolicy": ("networking.k8s.io", "v1", "networkpolicies"),
     "Certificate": ("cert-manager.io", "v1", "certificates"),
+    "Workload": ("kueue.x-k8s.io", "v1beta2", "workloads"),
     "Event": ("events.k8s.io", "v1", "events"),
 }
 _RESOURCES: Final[dict[str, Any]] = {

@@ -224,11 +224,7 @@ def _watch(observed: Observed, draft: Draft, attempt: Attempt, stale: tuple[str,
     if attempt.failed:
         return _retry(observed, draft, failures.classify(attempt))
     if attempt.queued:
-        if job.is_true("Running"):
-            draft.stop_running("Queued", "pre-empted; the run goes on from its last commit")
-        draft.condition("Queued", True, "WaitingForQuota")
-        draft.phase("Queued", "WaitingForQuota")
-        return Plan(delete=stale)
+        return _queued(observed, draft, attempt, stale)
     if job.is_true("Queued"):
         draft.condition("Queued", False, "Admitted")
         draft.set(attemptTime=observed.now)
@@ -246,6 +242,23 @@ def _watch(observed: Observed, draft: Draft, attempt: Attempt, stale: tuple[str,
             draft.phase("Starting", attempt.deployment_status or "Pending", attempt.message)
         return Plan(delete=stale, again_s=SOON_S)
     return replace(_progress(observed, draft), delete=stale)
+
+
+def _queued(observed: Observed, draft: Draft, attempt: Attempt, stale: tuple[str, ...]) -> Plan:
+    """Kueue holds it back, or has taken its devices away: no failure, and no deadline runs."""
+    job, hold = observed.job, observed.hold
+    if not job.queue_labels.items() <= attempt.labels.items():
+        # It asks anew where it is told to now; Kueue itself moves nothing from a queue that does not exist.
+        draft.set(attempt=attempt.number + 1, attemptTime=None)
+        draft.phase("Queued", "QueueChanged", f"to {job.spec['queue']['name']}")
+        return Plan(delete=_names(observed), again_s=SOON_S)
+    events: tuple[Note, ...] = ()
+    if job.is_true("Running"):
+        events = (Note("Warning", "Evicted", f"{hold.message}; the run goes on from its last commit"),)
+    draft.stop_running("Queued")
+    draft.condition("Queued", True, hold.reason, hold.message)
+    draft.phase("Queued", hold.reason, hold.message)
+    return Plan(delete=stale, events=events)
 
 
 def _progress(observed: Observed, draft: Draft) -> Plan:

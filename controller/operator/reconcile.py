@@ -42,9 +42,11 @@ from crescendo.controller.operator.requests import acknowledged
 from crescendo.controller.operator.resource import (
     JOB_LABEL,
     KIND,
+    QUEUED_UID_LABEL,
     Attempt,
     BufferServer,
     FetchStep,
+    Hold,
     Job,
     Manifest,
     Observed,
@@ -130,6 +132,8 @@ class Reconciler:
         observed = replace(observed, storage_id=storage, buffer_storage_id=buffer, leaving=leaving)
         if newest is None:
             return observed
+        if newest.queued:
+            observed = replace(observed, hold=await self._hold(newest, job))
         observed = replace(observed, fetch=await self._fetch(newest, job))
         pods, replicas = await self._cluster(newest, job)
         return replace(observed, pods=pods, replicas=replicas, report=await self._report(newest, job))
@@ -185,6 +189,16 @@ class Reconciler:
         labels = {"ray.io/cluster": attempt.cluster_name, "ray.io/node-type": "head"}
         steps = [FetchStep.from_pod(pod) for pod in await self._api.find("Pod", job.namespace, labels)]
         return next(filter(None, steps), None)
+
+    async def _hold(self, attempt: Attempt, job: Job) -> Hold:
+        """What Kueue says of an attempt that it holds back; it may be neither installed nor open to us."""
+        try:
+            found = await self._api.find("Workload", job.namespace, {QUEUED_UID_LABEL: attempt.uid})
+        except ApiFailure as failure:
+            if failure.code not in (403, 404):
+                raise
+            found = []
+        return Hold.from_workload(found[0] if found else None, job)
 
     async def _report(self, attempt: Attempt, job: Job) -> Report | None:
         if attempt.job_status != "RUNNING":

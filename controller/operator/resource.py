@@ -19,6 +19,10 @@ JOB_LABEL: Final = f"{GROUP}/job"
 ADOPT_ANNOTATION: Final = f"{GROUP}/adopt-storage"
 COMPONENT_LABEL: Final = f"{GROUP}/component"
 FETCH_STEP: Final = "fetch-"
+# Kueue's: of a RayJob, and of the Workload that it makes for one.
+QUEUE_LABEL: Final = "kueue.x-k8s.io/queue-name"
+PRIORITY_LABEL: Final = "kueue.x-k8s.io/priority-class"
+QUEUED_UID_LABEL: Final = "kueue.x-k8s.io/job-uid"
 Manifest = dict[str, Any]
 
 
@@ -96,6 +100,13 @@ class Job:
         """GPUs of so many worker pods."""
         return pods * self.devices_per_node
 
+    @property
+    def queue_labels(self) -> Mapping[str, str]:
+        """What names queue and priority to Kueue; empty without a queue."""
+        queue = self.spec.get("queue") or {}
+        found = {QUEUE_LABEL: queue.get("name", ""), PRIORITY_LABEL: queue.get("priorityClass", "")}
+        return {label: value for label, value in found.items() if value}
+
     def time(self, name: str) -> datetime | None:
         """A time of the status."""
         value = self.status.get(name)
@@ -129,7 +140,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Attempt:
-    """A child RayJob. deployment_status and job_status are KubeRay's two axes."""
+    """A child RayJob. deployment_status and job_status are KubeRay's two axes; labels: all of its labels."""
 
     number: int
     name: str
@@ -141,6 +152,7 @@ class Attempt:
     reason: str
     message: str
     cluster_name: str
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_body(cls, body: Mapping[str, Any]) -> "Attempt":
@@ -157,6 +169,7 @@ class Attempt:
             reason=status.get("reason", ""),
             message=status.get("message", ""),
             cluster_name=status.get("rayClusterName", ""),
+            labels=metadata.get("labels", {}),
         )
 
     @property
@@ -210,6 +223,32 @@ class BufferServer:
 
 
 @dataclass(frozen=True)
+class Hold:
+    """Why Kueue holds an attempt back, in words for people. reason: as a condition carries it."""
+
+    reason: str = "WaitingForQuota"
+    message: str = ""
+
+    @classmethod
+    def from_workload(cls, body: Mapping[str, Any] | None, job: Job) -> "Hold":
+        """From the Workload that Kueue makes for a RayJob; None: there is none."""
+        queue = job.spec.get("queue") or {}
+        if body is None:
+            wanted = ["does it run", "does it manage RayJobs of this namespace"]
+            if queue.get("priorityClass"):
+                wanted.append(f"is there a WorkloadPriorityClass {queue['priorityClass']} (spec.queue.priorityClass)")
+            return cls(message=f"Kueue has not taken it up: {', '.join(wanted)}?")
+        conditions = {one["type"]: one for one in (body.get("status") or {}).get("conditions", ())}
+        quota, evicted = conditions.get("QuotaReserved") or {}, conditions.get("Evicted") or {}
+        leaves = quota.get("status") == "True" and evicted.get("status") == "True"
+        message = str((evicted if leaves else quota).get("message", "")) or "Kueue has not decided yet"
+        if quota.get("reason") != "Inadmissible":
+            return cls(message=message)
+        fix = f"name an active LocalQueue of namespace {job.namespace}: `kubectl get localqueue -n {job.namespace}`"
+        return cls("Inadmissible", f"spec.queue.name is {queue.get('name', '')!r}: {message}; {fix}")
+
+
+@dataclass(frozen=True)
 class FetchStep:
     """The step of the head's pod that fetches an input now, or failed at it. exit_code: of its newest try, 0: none."""
 
@@ -240,6 +279,7 @@ class Observed:
     pods: (ready, wanted) of the newest attempt's cluster; storage_id, buffer_storage_id: what the run's and the
     buffer's volume carry, empty where there is none yet; leaving: the name of one that goes with an earlier job;
     problems: of the spec, beyond what the CRD could refuse;
+    hold: why the newest attempt is queued, if it is;
     buffer: its own server, looked at only while no attempt uses it; replicas: pods that each worker group of the newest
     attempt's cluster is to have.
     """
@@ -255,6 +295,7 @@ class Observed:
     problems: tuple[str, ...] = ()
     buffer: BufferServer | None = None
     fetch: FetchStep | None = None
+    hold: Hold = Hold()
     replicas: Mapping[str, int] = field(default_factory=dict)
 
     @property

@@ -26,6 +26,7 @@ DEFINITION = "rljobs.rl.crescendo.dev"
 RARE = {
     ("update", "rljobs/finalizers"): "blockOwnerDeletion, where the API server checks it",
     ("patch", "rayclusters"): "scaling at a promotion",
+    ("list", "workloads"): "why Kueue holds a job back",
     ("list", "pods"): "how far the fetch step of a head is",
 }
 CARELESS = {

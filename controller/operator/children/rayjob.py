@@ -44,20 +44,10 @@ def ray_job(job: Job, number: int, options: Options) -> Manifest:
     metadata: Manifest = {
         "name": job.attempt_name(number),
         "namespace": job.namespace,
-        "labels": {**labels(job, "rayjob"), ATTEMPT_LABEL: str(number), **_queue_labels(job)},
+        "labels": {**labels(job, "rayjob"), ATTEMPT_LABEL: str(number), **job.queue_labels},
         "ownerReferences": [job.owner()],
     }
     return {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": metadata, "spec": spec}
-
-
-def _queue_labels(job: Job) -> dict[str, str]:
-    queue = job.spec.get("queue")
-    if not queue:
-        return {}
-    found = {"kueue.x-k8s.io/queue-name": queue["name"]}
-    if queue.get("priorityClass"):
-        found["kueue.x-k8s.io/priority-class"] = queue["priorityClass"]
-    return found
 
 
 def _cluster(job: Job, options: Options) -> Manifest:

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from crescendo.controller.operator.plan import Plan, plan
-from crescendo.controller.operator.resource import Attempt, BufferServer, FetchStep, Job, Observed, Report
+from crescendo.controller.operator.resource import Attempt, BufferServer, FetchStep, Hold, Job, Observed, Report
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 REPORT = Report("rollout", 3, 10, "8k", 4, 2, "rollout", 60.0, False, "", {"reward": 0.5, "length": 100.0})
@@ -34,6 +34,7 @@ class World:
     buffer: BufferServer | None = None
     buffer_comes_up: bool = True
     fetch: FetchStep | None = None
+    hold: Hold = field(default_factory=Hold)
     annotations: dict[str, str] = field(default_factory=dict)
     replicas: dict[str, int] = field(default_factory=dict)
 
@@ -51,6 +52,7 @@ class World:
             leaving=self.leaving,
             buffer=self.buffer,
             fetch=self.fetch,
+            hold=self.hold,
             replicas=self.replicas,
         )
 
@@ -116,7 +118,8 @@ class World:
         name = f"math-{number}"
         if name not in self.attempts:
             self.created.append(name)
-            self.attempts[name] = Attempt(number, name, f"uid-{name}", False, False, "", "", "", "", "")
+            labels = self.observed().job.queue_labels
+            self.attempts[name] = Attempt(number, name, f"uid-{name}", False, False, "", "", "", "", "", labels)
 
     def _call(self, verb: str, stage: str) -> None:
         if verb == "stop" and self.report is not None:
