@@ -107,6 +107,11 @@ def layout_of(config: Config, stage: StageConfig | None = None) -> Layout:
     )
 
 
+def micro_batch_tokens(config: Config, stage: StageConfig) -> int:
+    """Most tokens of a micro-batch in a stage; a longer sequence is a micro-batch of its own."""
+    return stage.layout.max_tokens_per_micro_batch or config.trainer.max_tokens_per_micro_batch
+
+
 def stage_at(config: Config, step_index: int, stage_name: str = "") -> StageConfig | None:
     """The stage whose layout a run has at a step: of an RL step the one named, or its first.
 

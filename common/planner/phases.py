@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Final
 
 from crescendo.common.config.check_rl import stages
-from crescendo.common.config.layouts import layout_of
+from crescendo.common.config.layouts import layout_of, micro_batch_tokens
 from crescendo.common.config.rl import AlgorithmConfig, StageConfig
 from crescendo.common.config.schema import Config
 from crescendo.common.planner import engine, memory
@@ -22,10 +22,11 @@ GPUS_A_MACHINE: Final = 8
 CONTEXT_BYTES: Final = 600 << 20  # of a process that uses CUDA: context, kernels, workspaces (assumed, not measured)
 BUCKET_CHANNELS: Final = ("ipc", "nccl")
 BUCKET_BYTES: Final = 256 << 20  # their transfer buffer; a larger tensor makes a larger one
-GATHERED_TENSORS: Final = 9  # full tensors that a channel holds at once (trainer/channels/mapped.py, MAX_PENDING)
+GATHERED_TENSORS: Final = 9  # full tensors that a channel copies at once (trainer/channels/mapped.py, MAX_PENDING)
 PROCESS_BYTES: Final = 700 << 20  # of a process with PyTorch, on the host (measured: 0.5 to 0.9 GiB)
 SERVICES_BYTES: Final = 2 * GIB  # controller, Ray, buffer's server, reward service (measured on the quick start)
 HOST_VERSIONS: Final = {"shm": 2, "tcp": 3}  # copies of the weights that a channel keeps on a machine
+HELD_VERSIONS: Final = 2  # of gathered tensors in BUCKET_CHANNELS: the one that is published, the one before
 MACHINE, THIS_MACHINE = "a machine", "this machine"
 PLENTY: Final = 1 << 20  # micro-batches: more than a pipeline has stages
 
@@ -126,7 +127,7 @@ class StagePlan:
     def ranks(self) -> list[Training]:
         """A rank of each pipeline stage."""
         layout, trainer, stage = self.layout, self.config.trainer, self.stage
-        tokens = max(stage.layout.max_tokens_per_micro_batch or trainer.max_tokens_per_micro_batch, self.longest)
+        tokens = max(micro_batch_tokens(self.config, stage), self.longest)
         return [
             Training(
                 self.shape,
@@ -179,15 +180,22 @@ class StagePlan:
         each = engine.kv_cache_per_token(self.shape, self.dtype, self.layout.engine_tensor_parallel)
         return Item(f"KV cache of one sequence of {self.longest} tokens", each * self.longest)
 
+    @property
+    def _is_gathered(self) -> bool:
+        """Whether ranks hold parts of the weights, so that full tensors are made of them to be published."""
+        return max(self.layout.tensor_parallel, self.layout.pipeline_parallel, self.layout.expert_parallel) > 1
+
     def _on_their_way(self) -> list[Item]:
         """Full tensors, gathered from the ranks that have their parts, and the buffer that engines read."""
-        item_bytes = TYPE_BYTES[self.dtype]
+        item_bytes, in_place = TYPE_BYTES[self.dtype], self.config.trainer.weight_channel in BUCKET_CHANNELS
         items = []
-        if self.layout.num_ranks > self.layout.data_parallel * self.layout.context_parallel:
+        if self._is_gathered:
             layer = self.shape.hidden_size * max(self.shape.ffn_size, self.shape.query_size)
             gathered = self.shape.embedding_parameters + (GATHERED_TENSORS - 1) * layer
+            if in_place:  # each goes to the host before the next: its parts, what they make, and the one before
+                gathered = 2 * self.shape.embedding_parameters + layer
             items.append(Item("gathered tensors", min(gathered, self.shape.parameters) * item_bytes))
-        if self.config.trainer.weight_channel in BUCKET_CHANNELS:
+        if in_place:
             largest = max(self.shape.embedding_parameters, self.shape.hidden_size * self.shape.ffn_size) * item_bytes
             bucket = min(max(BUCKET_BYTES, largest), self.shape.parameters * item_bytes)
             items.append(Item("transfer bucket and the engine's copy", (1 if self.apart else 2) * bucket))
@@ -271,7 +279,10 @@ class StagePlan:
         return own[0] if own else AlgorithmConfig()
 
     def _channel(self) -> list[Item]:
-        copies = HOST_VERSIONS.get(self.config.trainer.weight_channel, 0)
+        channel = self.config.trainer.weight_channel
+        copies = HOST_VERSIONS.get(channel, 0)
+        if channel in BUCKET_CHANNELS and self._is_gathered:
+            copies = HELD_VERSIONS
         if not copies:
             return []
         num_bytes = copies * self.shape.parameters * TYPE_BYTES[self.dtype]

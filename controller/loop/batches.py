@@ -6,6 +6,7 @@ The batch is what the redo log records: with the checkpoint below it, it determi
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from crescendo.common.config.layouts import micro_batch_tokens
 from crescendo.common.config.rl import AlgorithmConfig, LearningRateConfig, RlStepConfig, StageConfig
 from crescendo.common.config.schema import Config
 from crescendo.common.types import Group, Trajectory, TrajectoryId, TrajectoryState
@@ -137,9 +138,7 @@ def make_batch(
         optimizer=trainer_pb2.AdamW(**vars(step.optimizer)),
         optimizer_step=optimizer_step,
         num_mini_batches=algorithm.num_mini_batches,
-        max_tokens_per_micro_batch=(
-            stage.layout.max_tokens_per_micro_batch or config.trainer.max_tokens_per_micro_batch
-        ),
+        max_tokens_per_micro_batch=micro_batch_tokens(config, stage),
         reset_optimizer=algorithm.reset_optimizer,
         truncated="mask" if stage.truncated == "mask" else "zero",  # the trainer takes rewards as they are
         importance_cap=algorithm.importance_cap,

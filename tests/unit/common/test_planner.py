@@ -222,6 +222,25 @@ def test_an_asynchronous_checkpoint_s_copy_and_a_gathered_state_are_counted() ->
     assert copies == [12 * parameters]
 
 
+@pytest.mark.parametrize(("channel", "embeddings", "layers", "copies"), [("tcp", 1, 8, 3), ("nccl", 2, 1, 2)])
+@pytest.mark.parametrize("divided", [{"tensor_parallel": 2}, {"expert_parallel": 2, "data_parallel": 2}, {}])
+def test_gathered_tensors_pass_through_a_gpu_and_stay_on_the_host(
+    channel: str, embeddings: int, layers: int, copies: int, divided: dict[str, int]
+) -> None:
+    made = planned(run(1024, weight_channel=channel, **divided), 2, 141, QWEN3_30B_A3B)
+    shape = Shape.of_config(QWEN3_30B_A3B)
+    layer = shape.hidden_size * max(shape.ffn_size, shape.query_size)
+    kept = [item.num_bytes for item in made.phases[-1].items if item.name.endswith("the weights in the channel")]
+    if divided:
+        assert phase(made, "publish")["gathered tensors"] == 2 * (
+            embeddings * shape.embedding_parameters + layers * layer
+        )
+    else:
+        assert "gathered tensors" not in phase(made, "publish")
+    in_place = channel == "nccl" and not divided
+    assert kept == ([] if in_place else [copies * 2 * shape.parameters])
+
+
 LENGTHS = st.integers(64, 40_000)
 SIZES = st.sampled_from([1, 2, 4, 8])
 
