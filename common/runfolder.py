@@ -39,6 +39,11 @@ class RunFolder:
         return self.root / "control" / "token"
 
     @property
+    def engines_out(self) -> Path:
+        """Engines that a person took out of service."""
+        return self.root / "control" / "engines-out.json"
+
+    @property
     def lock(self) -> Path:
         return self.root / "control" / "lock"
 

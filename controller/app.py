@@ -20,6 +20,7 @@ from crescendo.common.telemetry import setup_logging
 from crescendo.controller.launch import Fleet
 from crescendo.controller.loop.board import Board
 from crescendo.controller.loop.control import Control
+from crescendo.controller.loop.quarantine import Quarantine
 from crescendo.controller.loop.session import Session
 from crescendo.controller.ownership import FolderLock
 from crescendo.controller.report import write_report
@@ -48,7 +49,8 @@ async def run_controller(root: Path, *, take_over: bool = False) -> int:
     config = load_resolved(folder.config)
     setup_logging(folder.logs, folder.run_id(), "controller", capture_output=True)
     lock = FolderLock.take(folder, take_over=take_over)
-    board, control = Board(folder, config.run.name, may_write=lambda: lock.held), Control()
+    board = Board(folder, config.run.name, may_write=lambda: lock.held)
+    control = Control(Quarantine(folder.engines_out))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lambda: control.stop(commit=True))

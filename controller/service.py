@@ -135,7 +135,7 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
         if control.fixed_engines:
             raise RequestError(f"{name} cannot be taken out: {control.fixed_engines}.", field="worker_id")
         engines = {worker.worker_id for worker in self._board.status.workers if worker.role == "rollout"}
-        if name in control.quarantined:
+        if name in control.quarantine.engines:
             return pb.QuarantineEngineResponse()
         if name not in engines:
             raise RequestError(
@@ -143,9 +143,9 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
                 field="worker_id",
                 fix="Name one of these.",
             )
-        if not engines - control.quarantined - {name}:
+        if not engines - control.quarantine.engines - {name}:
             raise RequestError(f"{name} is the only engine left.", field="worker_id", fix="Add one first.")
-        control.quarantined.add(name)
+        control.quarantine.add(name)
         self._board.event("engine.quarantined", f"{name} is taken out of service", severity="warning", worker=name)
         return pb.QuarantineEngineResponse()
 
@@ -160,7 +160,7 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
                 fix="Set rollout.num_engines before the run starts.",
             )  # fmt: skip
         self._control.num_engines = request.num_engines
-        self._control.quarantined.clear()
+        self._control.quarantine.clear()
         self._board.event("engines.scaled", f"{request.num_engines} engines from now on, as a person wished")
         return pb.ScaleEnginesResponse()
 

@@ -2,18 +2,20 @@
 
 import asyncio
 
+from crescendo.controller.loop.quarantine import Quarantine
+
 
 class Control:
     """Verbs set it, the loop reads it. Lives on the controller's event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, quarantine: Quarantine | None = None) -> None:
         self.stop_requested = False
         self.commit_on_stop = True
         self.promote_to: str | None = None
         self.commit_requested = False
         self.drain_requested = False
         self.drain_key = ""  # of the newest request, which may be sent again
-        self.quarantined: set[str] = set()  # engines that nobody wants back, by worker id
+        self.quarantine = quarantine or Quarantine()  # engines that nobody wants back
         self.num_engines: int | None = None  # as many as people want; None: as the run file says
         self.fixed_engines = ""  # why their number cannot change, if so
         self._running = asyncio.Event()

@@ -251,7 +251,7 @@ class Rollouts:
 
     async def _scale(self, phase: _Phase) -> None:
         """Calls engines that people want besides, and lets go of those that they do not want any more."""
-        number, out = self.control.num_engines, self.control.quarantined
+        number, out = self.control.num_engines, self.control.quarantine.engines
         if number is None and not out:
             return
         here = {engine.worker_id for engine in phase.serving.values()}

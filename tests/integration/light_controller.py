@@ -16,6 +16,7 @@ from crescendo.controller.launch import fleet
 from crescendo.controller.launch.cluster import ActorHandle
 from crescendo.controller.loop.board import Board
 from crescendo.controller.loop.control import Control
+from crescendo.controller.loop.quarantine import Quarantine
 from crescendo.rollout.service import start as start_rollout
 from tests.integration.light_run import write_light_report
 from tests.integration.light_services import start_executor, start_reward, start_trainer
@@ -101,6 +102,11 @@ class Person:
         self.board = Board(*arguments, **options)
         return self.board
 
+    def take_controls(self, quarantine: Quarantine) -> Control:
+        """The run's controls, which the person has in hand."""
+        self.control.quarantine = quarantine
+        return self.control
+
     async def steer(self) -> None:
         """Promotes when the iteration's row is there; scales in the middle of the iteration's rollout."""
         while True:
@@ -118,7 +124,7 @@ async def run_light(root: Path, person: Person) -> int:
     """Runs a folder; returns the exit code."""
     with (
         mock.patch.object(app, "Board", person.sit_down),
-        mock.patch.object(app, "Control", return_value=person.control),
+        mock.patch.object(app, "Control", person.take_controls),
         mock.patch.object(fleet, "Cluster", OneProcess),
         mock.patch.object(fleet, "start_local", start_local),
         mock.patch.object(app, "LINGER_S", 0.05),

@@ -1,6 +1,8 @@
 """pause, drain, checkpoint and quarantine through ControllerService, on a run of small parts that is going on."""
 
 import asyncio
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -103,7 +105,18 @@ def test_an_engine_in_quarantine_loses_nothing_and_does_not_come_back(tmp_path: 
     going.ask(lambda client: client.quarantine("rollout-1"))
     with pytest.raises(RequestError, match="rollout-0 is the only engine left"):
         going.ask(lambda client: client.quarantine("rollout-0"))
+    going.until(lambda status: len(run.events("engine.left")) == 1)
+    controller = read_controller(run.folder)
+    assert controller is not None
+    os.kill(controller.pid, signal.SIGKILL)
+    assert going.ends() == -signal.SIGKILL
+
+    going = Going(run)
+    going.until(lambda status: status.phase == "rollout")
+    with pytest.raises(RequestError, match="rollout-0 is the only engine left"):
+        going.ask(lambda client: client.quarantine("rollout-0"))
     assert going.ends() == 0, run.last_words()
     assert [event["facts"]["worker"] for event in run.events("engine.left")] == ["rollout-1"]
     assert run.events("engine.joined") == []
+    _, *later = [row["kind"] for row in run.rows(run.folder.events) if row["kind"] == "service.ready"]
     assert audit(asyncio.run(gather(run.folder))) == []
