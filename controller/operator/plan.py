@@ -19,7 +19,15 @@ from typing import Final
 from crescendo.controller.operator import failures
 from crescendo.controller.operator.failures import Failure
 from crescendo.controller.operator.requests import VERBS, Request, acknowledged, pending
-from crescendo.controller.operator.resource import ADOPT_ANNOTATION, Attempt, BufferServer, Job, Manifest, Observed
+from crescendo.controller.operator.resource import (
+    ADOPT_ANNOTATION,
+    JOB_LABEL,
+    Attempt,
+    BufferServer,
+    Job,
+    Manifest,
+    Observed,
+)
 from crescendo.controller.operator.size import wanted_size
 from crescendo.controller.operator.status import Draft
 
@@ -86,15 +94,15 @@ def plan(observed: Observed) -> Plan:
 
 
 def _decide(observed: Observed, draft: Draft) -> Plan:
-    if observed.problems:
-        return _fail(observed, draft, Failure("ValidationFailed", "; ".join(observed.problems), retryable=False))
+    wrong = "; ".join(observed.problems)
+    if wrong and not observed.job.is_true("Running"):  # what runs is left alone: an edit or a new check is no failure
+        return _fail(observed, draft, Failure("ValidationFailed", wrong, retryable=False))
     if observed.leaving:
         draft.phase("Pending", "StorageLeaving", f"{observed.leaving} goes with an earlier job of this name")
         return Plan(again_s=SOON_S)
-    mismatch = _storage_problem(observed)
-    if mismatch:
-        return _fail(observed, draft, Failure("StorageMismatch", mismatch, retryable=False))
-    draft.condition("Accepted", True, "Valid")
+    if observed.storage_mismatch:
+        return _fail(observed, draft, Failure("StorageMismatch", observed.storage_mismatch, retryable=False))
+    draft.condition("Accepted", not wrong, "ValidationFailed" if wrong else "Valid", wrong)
     if observed.job.suspend or observed.job.status.get("phase") == "Suspending":
         return _suspend(observed, draft)
     draft.set(suspendTime=None)
@@ -108,10 +116,12 @@ def _asked(observed: Observed, draft: Draft, decided: Plan) -> Plan:
     wish, phase = pending(observed.job), draft.value.get("phase", "Pending")
     if wish is None:
         return decided
-    if isinstance(wish, Request) and phase == "Running":
+    if isinstance(wish, Request) and phase == "Running" and observed.verbs_reviewed:
         return replace(decided, ask=wish) if observed.report is not None else decided
     why = f"the job does not run (phase {phase})"
-    if isinstance(wish, str):
+    if not observed.verbs_reviewed:
+        why = "nobody reviews here who asks: an administrator applies the chart's admission policy of the verbs first"
+    elif isinstance(wish, str):
         why = f"the annotation must be a verb ({', '.join(VERBS[:-1])} or {VERBS[-1]}:ENGINE), a space and a new word"
     draft.set(request=acknowledged(wish, why, observed.now))
     note = Note("Warning", "RequestRefused", f"{str(wish)[:64]}: {why}")
@@ -123,18 +133,6 @@ def told(request: Request, refusal: str) -> Note:
     if refusal:
         return Note("Warning", "RequestRefused", f"{request}: {refusal}")
     return Note("Normal", "RequestTaken", f"{request}: the run has taken it")
-
-
-def _storage_problem(observed: Observed) -> str:
-    """Why volume and buffer are not the pair that this job may write to; empty when they are."""
-    wanted = observed.job.storage_id
-    for name, found in (("volume", observed.storage_id), ("buffer", observed.buffer_storage_id)):
-        if found and found != wanted:
-            return (
-                f"the {name} belongs to job {found}: delete it, name another in spec.storage.claimName, or continue "
-                f"that run with the annotation {ADOPT_ANNOTATION}: {found}"
-            )
-    return ""
 
 
 # Suspension ---------------------------------------------------------------------------------------------
@@ -160,7 +158,8 @@ def _suspend(observed: Observed, draft: Draft) -> Plan:
     if not (ended or late):
         note = (Note("Normal", "Suspending", "the run commits, then its pods go"),) if asked is None else ()
         return Plan(calls=(Call("stop"),), events=note, again_s=SOON_S)
-    notes = (Note("Warning", "SuspendDeadlineExceeded", "no commit in time; the last one counts"),) if late else ()
+    notes = (Note("Warning", "SuspendDeadlineExceeded", "no commit in time; the last one counts"),)
+    notes = notes if late and job.attempt <= attempt.number else ()
     # The number moves on first, so that a lost RayJob is not taken for a failure afterwards.
     draft.set(attempt=attempt.number + 1)
     return Plan(delete=_names(observed), events=notes, again_s=SOON_S)
@@ -189,7 +188,8 @@ def _run(observed: Observed, draft: Draft) -> Plan:
 def _create(observed: Observed, draft: Draft, number: int, stale: tuple[str, ...]) -> Plan:
     due = observed.job.time("nextAttemptTime")
     if stale or (due is not None and observed.now < due):
-        draft.phase("Restarting" if number > 1 else "Pending", observed.job.status.get("reason", "Waiting"))
+        reason, message = (str(observed.job.status.get(name, "")) for name in ("reason", "message"))
+        draft.phase("Restarting" if number > 1 else "Pending", reason or "Waiting", message)
         wait_s = (due - observed.now).total_seconds() if due is not None else SOON_S
         return Plan(delete=stale, again_s=min(RESYNC_S, max(SOON_S, wait_s)))
     if observed.buffer is not None and not observed.buffer.ready:
@@ -239,7 +239,7 @@ def _watch(observed: Observed, draft: Draft, attempt: Attempt, stale: tuple[str,
         if not job.is_true("Running") and step is not None:
             draft.phase("Starting", "Fetching", f"{step.name}: {step.message or 'under way'}")
         elif not job.is_true("Running"):
-            draft.phase("Starting", attempt.deployment_status or "Pending", attempt.message)
+            draft.phase("Starting", attempt.step, attempt.message)
         return Plan(delete=stale, again_s=SOON_S)
     return replace(_progress(observed, draft), delete=stale)
 
@@ -313,11 +313,14 @@ def _late(observed: Observed, draft: Draft) -> Plan | None:
     job = observed.job
     active = job.spec.get("activeDeadlineSeconds")
     if active and draft.running_seconds() >= int(active):
-        return _fail(observed, draft, Failure("DeadlineExceeded", f"ran for {active} s", retryable=False))
+        text = f"ran for {active} s (spec.activeDeadlineSeconds); a new RLJob goes on from it: {ADOPT_ANNOTATION}"
+        return _fail(observed, draft, Failure("DeadlineExceeded", text, retryable=False))
     begun = draft.time("attemptTime")
     limit = _pre_running(observed)
     if begun is not None and not job.is_true("Running") and observed.now - begun >= limit:
-        text = f"not running {int(limit.total_seconds())} s after it was created"
+        ready, wanted = observed.pods
+        text = f"not running {int(limit.total_seconds())} s (spec.preRunningDeadlineSeconds) after it was created: "
+        text += f"{ready} of {wanted} pods ready; `kubectl describe pod -l {JOB_LABEL}={job.name}` says what they wait for"
         return _retry(observed, draft, Failure("PreRunningDeadlineExceeded", text, retryable=True))
     return None
 
@@ -335,7 +338,7 @@ def _retry(observed: Observed, draft: Draft, failure: Failure) -> Plan:
     if not failure.retryable:
         return _fail(observed, draft, failure)
     if count > int(job.spec.get("backoffLimit", DEFAULT_BACKOFF_LIMIT)):
-        text = f"{count} attempts without progress; the last: {failure.reason}: {failure.message}"
+        text = f"{count} attempts without progress (spec.backoffLimit); the last: {failure.reason}: {failure.message}"
         return _fail(observed, draft, Failure("BackoffLimitExceeded", text, retryable=False))
     wait_s = failures.backoff_s(count)
     draft.stop_running(failure.reason, failure.message)

@@ -183,6 +183,11 @@ class Attempt:
         return self.deployment_status == "Failed" or self.job_status in ("FAILED", "STOPPED")
 
     @property
+    def step(self) -> str:
+        """What its start waits for: a reason of ours, since KubeRay's words for it are KubeRay's."""
+        return {"": "RayJobPending", "Running": "ControllerStarting"}.get(self.deployment_status, "PodsStarting")
+
+    @property
     def queued(self) -> bool:
         """Whether Kueue holds it back."""
         return self.suspended or self.deployment_status in ("Suspended", "Suspending")
@@ -281,7 +286,7 @@ class Observed:
     problems: of the spec, beyond what the CRD could refuse;
     hold: why the newest attempt is queued, if it is;
     buffer: its own server, looked at only while no attempt uses it; replicas: pods that each worker group of the newest
-    attempt's cluster is to have.
+    attempt's cluster is to have; verbs_reviewed: whether somebody reviews who asks for verbs.
     """
 
     job: Job
@@ -297,11 +302,24 @@ class Observed:
     fetch: FetchStep | None = None
     hold: Hold = Hold()
     replicas: Mapping[str, int] = field(default_factory=dict)
+    verbs_reviewed: bool = True
 
     @property
     def newest(self) -> Attempt | None:
         """The newest attempt that still exists."""
         return max(self.attempts, key=lambda attempt: attempt.number, default=None)
+
+    @property
+    def storage_mismatch(self) -> str:
+        """Why volume and buffer are not the pair that this job may write to; empty when they are."""
+        wanted = self.job.storage_id
+        for name, found in (("volume", self.storage_id), ("buffer", self.buffer_storage_id)):
+            if found and found != wanted:
+                return (
+                    f"the {name} belongs to job {found}: delete it, name another in spec.storage.claimName, or "
+                    f"continue that run with the annotation {ADOPT_ANNOTATION}: {found}"
+                )
+        return ""
 
     @property
     def last_number(self) -> int:

@@ -15,6 +15,7 @@ PROGRESS_EVERY: Final = timedelta(seconds=30)
 CONDITIONS: Final = (
     "Accepted", "Queued", "ClusterReady", "Running", "Checkpointed", "Suspended", "Complete", "Failed",
 )  # fmt: skip
+PODLESS: Final = ("Suspended", "Restarting", "Succeeded", "Failed")
 SHOWN_METRICS: Final = 64
 
 
@@ -101,6 +102,9 @@ class Draft:
 
     def finish(self) -> Manifest:
         """The status to store."""
+        queued = next((one for one in self.value.get("conditions", ()) if one["type"] == "Queued"), None)
+        if queued is not None and queued["status"] == "True" and self.value.get("phase") in PODLESS:
+            self.condition("Queued", False, self.value["phase"])
         self.set(observedGeneration=self._job.generation)
         return self.value
 
