@@ -320,7 +320,7 @@ def _late(observed: Observed, draft: Draft) -> Plan | None:
     if begun is not None and not job.is_true("Running") and observed.now - begun >= limit:
         ready, wanted = observed.pods
         text = f"not running {int(limit.total_seconds())} s (spec.preRunningDeadlineSeconds) after it was created: "
-        text += f"{ready} of {wanted} pods ready; `kubectl describe pod -l {JOB_LABEL}={job.name}` says what they wait for"
+        text += f"{ready} of {wanted} pods ready; why: `kubectl describe pod -l {JOB_LABEL}={job.name}`"
         return _retry(observed, draft, Failure("PreRunningDeadlineExceeded", text, retryable=True))
     return None
 
