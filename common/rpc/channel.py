@@ -44,26 +44,47 @@ class Endpoint:
         return (("authorization", f"Bearer {self.token}"),) if self.token else ()
 
 
-def open_channel(address: str, *, is_open: bool = False) -> grpc.aio.Channel:
+def open_channel(address: str, *, is_open: bool = False, max_answer_bytes: int = MAX_MESSAGE_BYTES) -> grpc.aio.Channel:
     """A channel: in the clear on loopback, by mTLS where this process has an identity; is_open: in the clear anyway."""
     files = None if is_open else IdentityFiles.from_environment()
+    # Of an option that is named twice, grpc takes the first.
+    options: tuple[tuple[str, int | str], ...] = (("grpc.max_receive_message_length", max_answer_bytes), *OPTIONS)
     if files is None:
-        return grpc.aio.insecure_channel(address, options=OPTIONS)
+        return grpc.aio.insecure_channel(address, options=options)
     # Pods are reached by address; every certificate of the authority carries this name beside its identity.
-    options = (*OPTIONS, ("grpc.ssl_target_name_override", SERVER_NAME))
+    options = (*options, ("grpc.ssl_target_name_override", SERVER_NAME))
     return grpc.aio.secure_channel(address, files.channel_credentials(), options=options)
 
 
 class Client(Generic[StubT]):
     """A channel to one endpoint with its typed stub: `Client(endpoint, RolloutServiceStub)`.
 
-    Lives on the event loop that made it; `await client.close()` ends it.
+    Lives on the event loop that made it; `await client.close()` ends it. When this process's certificate was renewed,
+    the next call takes a new channel: the old one could not connect again once its own certificate has run out.
     """
 
-    def __init__(self, endpoint: Endpoint, stub_type: Callable[[Any], StubT]) -> None:
+    def __init__(
+        self, endpoint: Endpoint, stub_type: Callable[[Any], StubT], *, max_answer_bytes: int = MAX_MESSAGE_BYTES
+    ) -> None:
         self.endpoint = endpoint
-        self._channel = open_channel(endpoint.address, is_open=endpoint.is_open)
-        self.stub: StubT = stub_type(self._channel)
+        self._stub_type, self._max_answer_bytes = stub_type, max_answer_bytes
+        self._identity = None if endpoint.is_open else IdentityFiles.from_environment()
+        self._channels: list[grpc.aio.Channel] = []
+        self._connect()
+
+    @property
+    def stub(self) -> StubT:
+        """The typed stub, on a channel with the present certificate; what runs on an older one goes on there."""
+        if self._identity is not None and self._identity.stamp() not in (0, self._stamp):
+            self._connect()
+        return self._stub
+
+    def _connect(self) -> None:
+        self._stamp = self._identity.stamp() if self._identity is not None else 0
+        address, is_open = self.endpoint.address, self.endpoint.is_open
+        channel = open_channel(address, is_open=is_open, max_answer_bytes=self._max_answer_bytes)
+        self._channels.append(channel)
+        self._stub: StubT = self._stub_type(channel)
 
     async def call(self, method: Callable[..., Any], request: Q, *, timeout_s: float, attempts: int = 1) -> Any:
         """Calls a unary method; retryable errors are tried again with back-off within the deadline.
@@ -95,8 +116,9 @@ class Client(Generic[StubT]):
             raise to_error(failure) from None
 
     async def close(self) -> None:
-        """Ends the channel; running calls are cancelled."""
-        await self._channel.close()
+        """Ends the channels; running calls are cancelled."""
+        for channel in self._channels:
+            await channel.close()
 
 
 __all__ = ["MAX_MESSAGE_BYTES", "OPTIONS", "Client", "Endpoint"]

@@ -66,6 +66,13 @@ class IdentityFiles:
                 fix="Mount the job's identity Secret there.",
             ) from None
 
+    def stamp(self) -> int:
+        """Changes when the certificate is renewed; 0 while it cannot be read."""
+        try:
+            return (self.folder / "tls.crt").stat().st_mtime_ns
+        except OSError:
+            return 0
+
     def own(self) -> Identity:
         """Who this process is; raises EnvironmentProblem when its certificate does not say."""
         certificate = x509.load_pem_x509_certificate(self.read()[1])

@@ -1,5 +1,6 @@
 """mTLS between services: certificates of the operator's authority, and who may call whom."""
 
+import uuid
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -40,6 +41,13 @@ async def server(tmp_path: Path, authority: KeyPair, monkeypatch: pytest.MonkeyP
     )
     yield started
     await started.stop(0.1)
+
+
+def renew(folder: Path, identity: Identity, authority: KeyPair) -> None:
+    """Writes the folder anew, as the kubelet does after the operator."""
+    fresh = identity_folder(folder.with_name(f"{folder.name}-{uuid.uuid4().hex}"), identity, authority)
+    for path in fresh.iterdir():
+        path.replace(folder / path.name)
 
 
 async def ask(server: Server) -> str:
@@ -102,6 +110,33 @@ async def test_health_answers_any_holder_of_a_certificate(
     answer = await client.call(client.stub.Check, health_pb2.HealthCheckRequest(), timeout_s=5)
     await client.close()
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_renewed_certificates_are_taken_up_by_servers_and_clients_that_run(
+    server: Server, tmp_path: Path, authority: KeyPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = identity_folder(tmp_path / "client", OWN, authority)
+    monkeypatch.setenv(VARIABLE, str(folder))
+    client = Client(Endpoint(server.address), controller_pb2_grpc.ControllerServiceStub)
+
+    async def call() -> str:
+        request = controller_pb2.GetRunStatusRequest()
+        return str((await client.call(client.stub.GetStatus, request, timeout_s=5)).status.run_id)
+
+    try:
+        assert await call() == "r"
+        renew(folder, Identity("team", "uid-2", "controller"), authority)
+        with pytest.raises(CrescendoError, match="may not call"):
+            await call()
+        other = new_authority(NOW)
+        renew(folder, OWN, other)
+        with pytest.raises(CrescendoError):  # the server's side is still the earlier authority's
+            await call()
+        renew(tmp_path / "server", OWN, other)
+        renew(folder, OWN, other)
+        assert await call() == "r"
+    finally:
+        await client.close()
 
 
 async def test_a_missing_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

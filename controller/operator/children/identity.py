@@ -44,14 +44,22 @@ def needs_renewal(stored: Manifest | None, authority: KeyPair, now: datetime) ->
 
 def certificate_request(job: Job, role: str, issuer: str, options: Options) -> Manifest:
     """A cert-manager Certificate in place of our own. issuer: name of a ClusterIssuer."""
+    about = metadata(job, identity_name(job, role), "identity")
+    return certificate(
+        about, Identity(job.namespace, job.uid, role), [SERVER_NAME, *_names(job, role)], issuer, options
+    )
+
+
+def certificate(about: Manifest, identity: Identity, names: list[str], issuer: str, options: Options) -> Manifest:
+    """A cert-manager Certificate whose Secret has its name. about: its metadata."""
     return {
         "apiVersion": "cert-manager.io/v1",
         "kind": "Certificate",
-        "metadata": metadata(job, identity_name(job, role), "identity"),
+        "metadata": about,
         "spec": {
-            "secretName": identity_name(job, role),
-            "uris": [Identity(job.namespace, job.uid, role).uri],
-            "dnsNames": [SERVER_NAME, *_names(job, role)],
+            "secretName": about["name"],
+            "uris": [identity.uri],
+            "dnsNames": names,
             "duration": f"{options.trust_days * 24}h",
             "renewBefore": f"{options.trust_days * 8}h",
             "privateKey": {"algorithm": "ECDSA", "size": 256, "rotationPolicy": "Always"},
