@@ -18,7 +18,7 @@ def add_job_commands(commands: object, add: Add) -> None:
         "crescendo submit recipes/quickstart/recipe.yaml --image registry.example.com/crescendo/run:0.1.0 -n team",
     )
     submit.add_argument("file", metavar="FILE", help="a run file or an RLJob in YAML")
-    submit.add_argument("--image", default="", help="image of head and workers; an RLJob names its own")
+    submit.add_argument("--image", default="", help="image of head and workers; an RLJob's own when left out")
     submit.add_argument("--name", default="", help="name of the job; run.name when left out")
     get = add(commands, "get", "jobs:get", "list the cluster's jobs, or show one with its conditions")
     get.add_argument("job", metavar="JOB", nargs="?", default="", help="name; all when left out")
@@ -69,7 +69,7 @@ def _add_fetch(commands: object, add: Add) -> None:
 
 def add_namespace(command: argparse.ArgumentParser) -> None:
     """Where the job is, and how to reach the cluster."""
-    command.add_argument("-n", "--namespace", default="default", metavar="NAMESPACE", help="of the job (default)")
+    command.add_argument("-n", "--namespace", default="", metavar="NAMESPACE", help="of the job (the kubeconfig's)")
     command.add_argument("--kubeconfig", default="", metavar="FILE", help="instead of KUBECONFIG or ~/.kube/config")
 
 

@@ -13,8 +13,8 @@ from rich.table import Table
 
 from crescendo.cli.exits import Exit
 from crescendo.common.config import read_mapping
-from crescendo.common.errors import ConfigError, EnvironmentProblem
-from crescendo.controller.operator.api import KubernetesApi
+from crescendo.common.errors import ConfigError, CrescendoError, EnvironmentProblem
+from crescendo.controller.operator.api import ApiFailure, KubernetesApi
 from crescendo.controller.operator.jobs import Jobs
 from crescendo.controller.operator.render import to_rljob, to_run_file
 from crescendo.controller.operator.resource import KIND, Job
@@ -26,24 +26,34 @@ COLUMNS = ("PHASE", "STAGE", "ITER", "REWARD", "LENGTH", "GPUS", "READY", "RESTA
 def submit(options: argparse.Namespace) -> int:
     """Creates an RLJob."""
     manifest = _manifest(options)
-    job = _with_jobs(options, lambda jobs: jobs.submit(manifest))
+    own = str(manifest["metadata"].get("namespace", ""))
+    if options.namespace and own not in ("", options.namespace):
+        raise ConfigError(
+            f"{options.file} is for namespace {own}, --namespace says {options.namespace}.",
+            field="--namespace",
+            fix="Take one of them away.",
+        )
+    job = _with_jobs(options, lambda jobs: jobs.submit(manifest), namespace=own)
     print(f"RLJob {job.namespace}/{job.name} is submitted. Look: crescendo get {job.name} -n {job.namespace}")
     return Exit.DONE
 
 
 def get(options: argparse.Namespace) -> int:
     """Shows all jobs in a table, or one in full."""
-    console = Console(highlight=False)
+    # Whole lines for a pipe; on a terminal what fits.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 1000)
     if not options.job:
-        namespace = "*" if options.all_namespaces else options.namespace
+        namespace = "*" if options.all_namespaces else ""
         found = _with_jobs(options, lambda jobs: jobs.list(), namespace=namespace)
         console.print(_table(found, all_namespaces=options.all_namespaces))
         return Exit.DONE
     job = _with_jobs(options, lambda jobs: jobs.get(options.job))
     console.print(_table([job], all_namespaces=False))
+    if message := job.status.get("message") or ("" if job.status else "no status yet: does the operator run?"):
+        console.print(f"  {message}", markup=False)
     for condition in job.status.get("conditions", ()):
         state = f"{condition['type']}={condition['status']}"
-        console.print(f"  {state:22} {condition['reason']:24} {condition['message']}")
+        console.print(f"  {state:22} {condition['reason']:24} {condition['message']}", markup=False)
     return Exit.DONE
 
 
@@ -67,15 +77,17 @@ def suspend(options: argparse.Namespace) -> int:
 
 def resume(options: argparse.Namespace) -> int:
     """Ends a suspension."""
-    _with_jobs(options, lambda jobs: jobs.suspend(options.run, False))
-    print(f"{options.run} goes on from its last commit.")
+    name = _named(options)
+    _with_jobs(options, lambda jobs: jobs.suspend(name, False))
+    print(f"{name} goes on from its last commit.")
     return Exit.DONE
 
 
 def promote(options: argparse.Namespace) -> int:
     """Asks for the next stage, or a named later one."""
-    stage = _with_jobs(options, lambda jobs: jobs.promote(options.run, options.stage))
-    print(f"{options.run} enters stage {stage} after this iteration; status.promotedTo says when it is taken.")
+    name = _named(options)
+    stage = _with_jobs(options, lambda jobs: jobs.promote(name, options.stage))
+    print(f"{name} enters stage {stage} after this iteration; status.promotedTo says when it is taken.")
     return Exit.DONE
 
 
@@ -105,9 +117,17 @@ def quarantine(options: argparse.Namespace) -> int:
 
 
 def _ask(options: argparse.Namespace, verb: str, said: str, engine: str = "") -> int:
-    _with_jobs(options, lambda jobs: jobs.ask(options.run, verb, engine))
-    print(f"{options.run} {said}.")
+    name = _named(options)
+    _with_jobs(options, lambda jobs: jobs.ask(name, verb, engine))
+    print(f"{name} {said}.")
     return Exit.DONE
+
+
+def _named(options: argparse.Namespace) -> str:
+    """The job of a command that has the newest run of this machine as its default."""
+    if not options.run:
+        raise ConfigError("--cluster needs the job's name.", field="RUN", fix="Give it; see `crescendo get`.")
+    return str(options.run)
 
 
 def delete(options: argparse.Namespace) -> int:
@@ -115,7 +135,8 @@ def delete(options: argparse.Namespace) -> int:
     if not options.yes:
         if not sys.stdin.isatty():
             raise ConfigError("delete asks before it acts, and nobody can answer.", field="--yes", fix="Give --yes.")
-        if input(f"Delete RLJob {options.namespace}/{options.job} and its pods? [y/N] ").strip().lower() != "y":
+        where = f" in namespace {options.namespace}" if options.namespace else ""
+        if input(f"Delete RLJob {options.job}{where} and its pods? [y/N] ").strip().lower() != "y":
             print("nothing was deleted")
             return Exit.DONE
     _with_jobs(options, lambda jobs: jobs.delete(options.job))
@@ -126,7 +147,10 @@ def delete(options: argparse.Namespace) -> int:
 def render(options: argparse.Namespace) -> int:
     """Prints the other form of a file."""
     raw = read_mapping(Path(options.file))
-    shown = to_run_file(raw) if raw.get("kind") == KIND else to_rljob(raw, image=options.image, name=options.name)
+    if raw.get("kind") == KIND:
+        shown = to_run_file(_with_name(raw, options))
+    else:
+        shown = to_rljob(raw, image=options.image, name=options.name)
     print(yaml.safe_dump(shown, sort_keys=False, width=110, allow_unicode=True), end="")
     return Exit.DONE
 
@@ -134,9 +158,10 @@ def render(options: argparse.Namespace) -> int:
 def _manifest(options: argparse.Namespace) -> dict[str, Any]:
     raw = read_mapping(Path(options.file))
     if raw.get("kind") == KIND:
-        if options.name:
-            raw["metadata"]["name"] = options.name
-        return raw
+        job = _with_name(raw, options)
+        if options.image:
+            job["spec"]["image"] = options.image
+        return job
     if not options.image:
         raise ConfigError(
             f"{options.file} is a run file; on a cluster it needs an image.", field="--image", fix="Give --image NAME."
@@ -144,15 +169,48 @@ def _manifest(options: argparse.Namespace) -> dict[str, Any]:
     return to_rljob(raw, image=options.image, name=options.name)
 
 
-def _with_jobs(options: argparse.Namespace, act: Callable[[Jobs], Awaitable[T]], *, namespace: str | None = None) -> T:
+def _with_name(raw: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """An RLJob with a name and a spec; raises ConfigError."""
+    metadata, spec = raw.get("metadata") or {}, raw.get("spec")
+    if options.name:
+        metadata["name"] = options.name
+    if not isinstance(spec, dict) or not isinstance(metadata.get("name"), str):
+        raise ConfigError(
+            f"{options.file} has no spec or no metadata.name.",
+            field="metadata.name",
+            fix="Give it --name NAME.",
+        )
+    return {**raw, "metadata": metadata}
+
+
+def _with_jobs(options: argparse.Namespace, act: Callable[[Jobs], Awaitable[T]], *, namespace: str = "") -> T:
     async def conversation() -> T:
         api = _connect(options.kubeconfig)
         try:
-            return await act(Jobs(api, namespace or options.namespace))
+            return await act(Jobs(api, namespace or options.namespace or api.namespace))
+        except ApiFailure as failure:
+            raise _explained(failure) from None
         finally:
             await api.close()
 
     return asyncio.run(conversation())
+
+
+def _explained(failure: ApiFailure) -> CrescendoError:
+    """What a person can do about an answer of the API server."""
+    if failure.code == 403:
+        fix = "Ask the cluster's administrator: the roles view, edit and admin hold the rights on rljobs."
+        return ConfigError(failure.message, fix=fix)
+    if failure.code == 404 and "namespaces" in failure.message:
+        return ConfigError(failure.message, field="--namespace", fix="Name one that there is.")
+    if failure.code == 404:
+        return EnvironmentProblem(
+            "the cluster serves no RLJobs.", fix="Ask its administrator to install Crescendo's chart."
+        )
+    if failure.code in (0, 401):
+        fix = "Check the cluster's address and your login in the kubeconfig: kubectl auth whoami"
+        return EnvironmentProblem(failure.message, field="--kubeconfig", fix=fix)
+    return failure
 
 
 def _connect(kubeconfig: str) -> KubernetesApi:

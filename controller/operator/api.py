@@ -79,6 +79,11 @@ class KubernetesApi:
         config = KubeConfig.from_file(kubeconfig) if kubeconfig else KubeConfig.from_env()
         self._client: Any = AsyncClient(config=config, field_manager=FIELD_MANAGER, trust_env=False)
 
+    @property
+    def namespace(self) -> str:
+        """The kubeconfig's, or the pod's own."""
+        return str(self._client.namespace)
+
     async def get(self, kind: str, name: str, namespace: str) -> Manifest | None:
         """The object, or None."""
         try:
@@ -146,9 +151,12 @@ class KubernetesApi:
         """A JSON merge patch."""
         await self._patch(_RESOURCES[kind], name, namespace, change, PatchType.MERGE)
 
-    async def create_new(self, manifest: Manifest) -> Manifest:
-        """Creates an object and returns it as stored; one that is there already is an ApiFailure with 409."""
-        return dict(await self._do(self._creation(manifest), repeat=False))
+    async def create_new(self, manifest: Manifest, *, dry_run: bool = False) -> Manifest:
+        """Creates an object and returns it as stored; one that is there already is an ApiFailure with 409.
+
+        dry_run: returns it as it would be stored.
+        """
+        return dict(await self._do(self._creation(manifest, dry_run=dry_run), repeat=False))
 
     async def log(self, pod: str, namespace: str, *, follow: bool, lines: int) -> AsyncIterator[str]:
         """Lines of a pod's log."""
@@ -171,9 +179,9 @@ class KubernetesApi:
         """Ends the connections."""
         await self._client.close()
 
-    def _creation(self, manifest: Manifest) -> Callable[[], Awaitable[Any]]:
+    def _creation(self, manifest: Manifest, *, dry_run: bool = False) -> Callable[[], Awaitable[Any]]:
         resource: Any = _RESOURCES[manifest["kind"]].from_dict(manifest)
-        return lambda: self._client.create(resource, namespace=manifest["metadata"]["namespace"])
+        return lambda: self._client.create(resource, namespace=manifest["metadata"]["namespace"], dry_run=dry_run)
 
     async def _patch(self, resource: Any, name: str, namespace: str, change: Any, kind: PatchType) -> None:
         await self._do(lambda: self._client.patch(resource, name, change, namespace=namespace, patch_type=kind))

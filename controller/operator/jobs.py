@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from crescendo.common.errors import ConfigError, CrescendoError, DeadlineError
 from crescendo.controller.operator.api import ApiFailure, KubernetesApi
+from crescendo.controller.operator.plan import later_stages
 from crescendo.controller.operator.requests import ANNOTATION, Request
 from crescendo.controller.operator.resource import KIND, Job, Manifest
 
@@ -25,10 +26,18 @@ class Jobs:
         self._namespace = namespace
 
     async def submit(self, manifest: Manifest) -> Job:
-        """Creates an RLJob; raises ConfigError when the API server refuses it or the name is taken."""
+        """Creates an RLJob; raises ConfigError when the API server refuses it, drops a field or has the name."""
         name = manifest["metadata"]["name"]
         manifest = {**manifest, "metadata": {**manifest["metadata"], "namespace": self._namespace}}
         try:
+            # A field that the definition does not know is dropped without a word: a typo would count as a default.
+            unknown = dropped(manifest["spec"], (await self._api.create_new(manifest, dry_run=True))["spec"], "spec")
+            if unknown:
+                raise ConfigError(
+                    f"an RLJob has no {', '.join(unknown)}.",
+                    field=unknown[0],
+                    fix=f"Correct the spelling: kubectl explain rljob.{unknown[0].rpartition('.')[0]}",
+                )
             return Job.from_body(await self._api.create_new(manifest))
         except ApiFailure as failure:
             if failure.code == 409:
@@ -50,6 +59,7 @@ class Jobs:
         """One job; raises ConfigError when there is none."""
         body = await self._api.get(KIND, name, self._namespace)
         if body is None:
+            await self._look_whether_served()
             raise ConfigError(
                 f"there is no RLJob {name} in namespace {self._namespace}.", field="JOB", fix="See `crescendo get`."
             )
@@ -62,13 +72,13 @@ class Jobs:
     async def promote(self, name: str, stage: str) -> str:
         """Asks for a later stage, the next when empty; returns its name."""
         job = await self.get(name)
-        stages = [found["name"] for step in job.spec["run"]["steps"] for found in step["rl"]["stages"]]
         present = str((job.status.get("progress") or {}).get("stage", ""))
-        later = stages[stages.index(present) + 1 :] if present in stages else stages
+        later = later_stages(job, present)
         wanted = stage or (later[0] if later else "")
         if wanted not in later:
             raise ConfigError(
-                f"stage {wanted!r} does not follow {present!r}; later stages: {', '.join(later) or 'none'}.",
+                f"stage {wanted or 'any'} does not follow {present or 'the beginning'}; later stages: "
+                f"{', '.join(later) or 'none'}.",
                 field="--stage",
                 fix="Name a later stage, or none for the next.",
             )
@@ -127,6 +137,26 @@ class Jobs:
         async for line in self._api.log(pods[0]["metadata"]["name"], self._namespace, follow=follow, lines=lines):
             yield line
 
+    async def _look_whether_served(self) -> None:
+        """Raises the ApiFailure of a cluster without the definition, which answers as it does for a name unknown."""
+        try:
+            await self._api.find(KIND, self._namespace, {})
+        except ApiFailure as failure:
+            if failure.code == 404:
+                raise
+
     async def _set(self, name: str, fields: dict[str, Any]) -> None:
         await self.get(name)
         await self._api.merge(KIND, name, self._namespace, {"spec": fields})
+
+
+def dropped(given: Any, stored: Any, path: str) -> list[str]:
+    """Paths of what was given and is not stored."""
+    if isinstance(given, dict) and isinstance(stored, dict):
+        missing = [f"{path}.{name}" for name in given if name not in stored and given[name] is not None]
+        pairs = [(given[name], stored[name], f"{path}.{name}") for name in given if name in stored]
+    elif isinstance(given, list) and isinstance(stored, list):
+        missing, pairs = [], [(one, other, path) for one, other in zip(given, stored, strict=False)]
+    else:
+        return []
+    return [*missing, *(found for pair in pairs for found in dropped(*pair))]

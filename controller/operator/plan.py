@@ -278,7 +278,7 @@ def _progress(observed: Observed, draft: Draft) -> Plan:
     if wish and wish == report.stage:
         draft.set(promotedTo=wish)
     elif wish and wish != job.status.get("promotedTo", ""):
-        later = _later_stages(job, report.stage)
+        later = later_stages(job, report.stage)
         if wish in later:
             calls = (Call("promote", wish),)
         else:
@@ -294,7 +294,7 @@ def _progress(observed: Observed, draft: Draft) -> Plan:
     return Plan(calls=calls, scale=scale, events=events)
 
 
-def _later_stages(job: Job, stage: str) -> list[str]:
+def later_stages(job: Job, stage: str) -> list[str]:
     """Names of the stages after this one, over all steps of the run."""
     steps = job.spec["run"].get("steps") or ()
     names = [str(found["name"]) for step in steps for found in (step.get("rl") or {}).get("stages") or ()]

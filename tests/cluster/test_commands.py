@@ -1,12 +1,13 @@
 """`crescendo submit|get|logs|suspend|resume|promote|delete` against a real API server."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.cluster.jobs import JobView
+from tests.cluster.jobs import JobView, quickstart
 from tests.cluster.kube.control_plane import ControlPlane
 
 pytestmark = pytest.mark.timeout(600)
@@ -14,8 +15,9 @@ ROOT = Path(__file__).parents[2]
 RECIPE = str(ROOT / "recipes/quickstart/recipe.yaml")
 
 
-def crescendo(plane: ControlPlane, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "crescendo.cli.main", *arguments, "--kubeconfig", str(plane.admin)]
+def crescendo(plane: ControlPlane, *arguments: str, kubeconfig: Path | None = None) -> subprocess.CompletedProcess[str]:
+    config = str(kubeconfig or plane.admin)
+    command = [sys.executable, "-m", "crescendo.cli.main", *arguments, "--kubeconfig", config]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=ROOT)
 
 
@@ -55,6 +57,47 @@ def test_a_job_from_submission_to_deletion(control_plane: ControlPlane, namespac
     gone = crescendo(control_plane, "get", "math", *here)
     assert gone.returncode == 2
     assert "there is no RLJob math" in gone.stderr
+
+
+def test_a_file_says_its_namespace_and_a_typo_in_it_is_no_default(
+    control_plane: ControlPlane, namespace: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "rljob.yaml"
+    job = quickstart("math", namespace)
+    file.write_text(json.dumps(job | {"spec": job["spec"] | {"backofLimit": 9}}))
+    ran = crescendo(control_plane, "submit", str(file))
+    assert (ran.returncode, "an RLJob has no spec.backofLimit" in ran.stderr) == (2, True), ran.stderr
+    assert "math" not in crescendo(control_plane, "get", "-n", namespace).stdout
+    file.write_text(json.dumps(job))
+    elsewhere = crescendo(control_plane, "submit", str(file), "-n", "default")
+    assert (elsewhere.returncode, f"is for namespace {namespace}" in elsewhere.stderr) == (2, True), elsewhere.stderr
+    ran = crescendo(control_plane, "submit", str(file), "--image", "crescendo/run:2")
+    assert ran.returncode == 0, ran.stderr
+    assert JobView(control_plane, "math", namespace).body()["spec"]["image"] == "crescendo/run:2"
+    assert "no status yet" in crescendo(control_plane, "get", "math", "-n", namespace).stdout
+    del job["metadata"]["name"]
+    file.write_text(json.dumps(job))
+    nameless = crescendo(control_plane, "submit", str(file))
+    assert (nameless.returncode, "no metadata.name" in nameless.stderr) == (2, True), nameless.stderr
+
+
+def test_who_may_not_or_cannot_is_told_what_to_do(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> None:
+    nobody = json.loads(control_plane.user("nobody").read_text())
+    nobody["contexts"][0]["context"]["namespace"] = namespace
+    file = tmp_path / "kubeconfig"
+    file.write_text(json.dumps(nobody))
+    refused = crescendo(control_plane, "get", "math", kubeconfig=file)
+    assert refused.returncode == 2
+    assert f'in the namespace "{namespace}"' in refused.stderr  # the context's, since none was given
+    assert "administrator" in refused.stderr
+    nobody["clusters"][0]["cluster"]["server"] = "https://127.0.0.1:9"
+    file.write_text(json.dumps(nobody))
+    away = crescendo(control_plane, "get", kubeconfig=file)
+    assert (away.returncode, "cannot be reached" in away.stderr) == (3, True), away.stderr
+    unnamed = crescendo(control_plane, "resume", "--cluster")
+    assert (unnamed.returncode, "needs the job's name" in unnamed.stderr) == (2, True), unnamed.stderr
+    nowhere = crescendo(control_plane, "submit", RECIPE, "--image", "x", "-n", "nowhere")
+    assert (nowhere.returncode, 'namespaces "nowhere" not found' in nowhere.stderr) == (2, True), nowhere.stderr
 
 
 def test_what_the_api_server_refuses_is_told(control_plane: ControlPlane, namespace: str) -> None:
