@@ -72,6 +72,29 @@ def a_port_twice(job: dict[str, Any]) -> None:
     job["spec"]["network"] = {"egressPorts": [9000, 9000]}
 
 
+def another_account(job: dict[str, Any]) -> None:
+    job["spec"]["podPatches"] = [{"component": "head", "template": {"spec": {"serviceAccountName": "admin"}}}]
+
+
+def root_container(job: dict[str, Any]) -> None:
+    container = {"name": "ray-head", "securityContext": {"runAsUser": 0}}
+    job["spec"]["podPatches"] = [{"component": "head", "template": {"spec": {"containers": [container]}}}]
+
+
+def no_such_stage(job: dict[str, Any]) -> None:
+    job["spec"]["promoteTo"] = "nowhere"
+
+
+def channel_within_a_gpu(job: dict[str, Any]) -> None:
+    job["spec"]["placement"] = {"mode": "Disaggregated", "rolloutNodes": 1}
+    job["spec"]["storage"] = {"accessMode": "ReadWriteMany"}
+    job["spec"]["run"]["trainer"] = {"weightChannel": "ipc"}
+
+
+def unknown_manager(job: dict[str, Any]) -> None:
+    job["spec"]["managedBy"] = "me"
+
+
 def no_run(job: dict[str, Any]) -> None:
     del job["spec"]["run"]
 
@@ -90,6 +113,11 @@ def unknown_gate(job: dict[str, Any]) -> None:
         (sidecar, "Sidecar is reserved"),
         (two_nodes, "several nodes need accessMode ReadWriteMany"),
         (bad_uri, "spec.model.uri"),
+        (another_account, "podPatches may set no service account"),
+        (root_container, "podPatches may set no service account, no securityContext"),
+        (no_such_stage, "promoteTo names no stage"),
+        (channel_within_a_gpu, "weightChannel ipc stays within a GPU"),
+        (unknown_manager, "unknown manager"),
         (no_such_port, "spec.network.egressPorts[0]"),
         (a_port_twice, "spec.network.egressPorts[1]: Duplicate value"),
         (no_run, "spec.run: Required value"),
@@ -102,6 +130,18 @@ def test_what_cannot_run_is_refused_with_its_reason(
     job = quickstart("math", namespace)
     break_it(job)
     assert message in refusal(control_plane, job)
+
+
+def test_what_patches_may_set_is_kept_as_it_was_given(control_plane: ControlPlane, namespace: str) -> None:
+    container = {
+        "name": "ray-head",
+        "env": [{"name": "A", "value": "1"}],
+        "lifecycle": {"preStop": {"sleep": {"seconds": 1}}},
+    }
+    template = {"metadata": {"annotations": {"a": "b"}}, "spec": {"containers": [container], "dnsPolicy": "Default"}}
+    patches = [{"component": "head", "template": template}]
+    control_plane.apply(quickstart("math", namespace, podPatches=patches, promoteTo="context-64"))
+    assert JobView(control_plane, "math", namespace).body()["spec"]["podPatches"] == patches
 
 
 def test_a_typo_is_refused(control_plane: ControlPlane, namespace: str) -> None:

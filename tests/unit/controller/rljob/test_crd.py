@@ -54,6 +54,14 @@ def test_every_field_is_explained_and_bounded() -> None:
                 assert "maxLength" in child, name
 
 
+def test_what_only_kubernetes_knows_is_explained_too() -> None:
+    (version,) = definition()["spec"]["versions"]
+    whole = version["schema"]["openAPIV3Schema"]
+    for schema in [*schemas(whole["properties"]["spec"]), *schemas(whole["properties"]["status"])]:
+        for name, child in schema.get("properties", {}).items():
+            assert child.get("description"), name
+
+
 def test_explaining_the_stages_teaches() -> None:
     steps = spec_schema()["properties"]["run"]["properties"]["steps"]
     stage = steps["items"]["properties"]["rl"]["properties"]["stages"]["items"]
