@@ -69,22 +69,22 @@ class Client(Generic[StubT]):
         self.endpoint = endpoint
         self._stub_type, self._max_answer_bytes = stub_type, max_answer_bytes
         self._identity = None if endpoint.is_open else IdentityFiles.from_environment()
-        self._channels: list[grpc.aio.Channel] = []
+        self._former: list[grpc.aio.Channel] = []
         self._connect()
 
     @property
     def stub(self) -> StubT:
         """The typed stub, on a channel with the present certificate; what runs on an older one goes on there."""
         if self._identity is not None and self._identity.stamp() not in (0, self._stamp):
+            self._former.append(self._channel)
             self._connect()
         return self._stub
 
     def _connect(self) -> None:
         self._stamp = self._identity.stamp() if self._identity is not None else 0
         address, is_open = self.endpoint.address, self.endpoint.is_open
-        channel = open_channel(address, is_open=is_open, max_answer_bytes=self._max_answer_bytes)
-        self._channels.append(channel)
-        self._stub: StubT = self._stub_type(channel)
+        self._channel = open_channel(address, is_open=is_open, max_answer_bytes=self._max_answer_bytes)
+        self._stub: StubT = self._stub_type(self._channel)
 
     async def call(self, method: Callable[..., Any], request: Q, *, timeout_s: float, attempts: int = 1) -> Any:
         """Calls a unary method; retryable errors are tried again with back-off within the deadline.
@@ -117,7 +117,7 @@ class Client(Generic[StubT]):
 
     async def close(self) -> None:
         """Ends the channels; running calls are cancelled."""
-        for channel in self._channels:
+        for channel in (self._channel, *self._former):
             await channel.close()
 
 
