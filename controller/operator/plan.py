@@ -13,7 +13,7 @@ a plan out in the order of its fields.
 """
 
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 from crescendo.controller.operator import failures
@@ -190,8 +190,7 @@ def _create(observed: Observed, draft: Draft, number: int, stale: tuple[str, ...
     if stale or (due is not None and observed.now < due):
         reason, message = (str(observed.job.status.get(name, "")) for name in ("reason", "message"))
         draft.phase("Restarting" if number > 1 else "Pending", reason or "Waiting", message)
-        wait_s = (due - observed.now).total_seconds() if due is not None else SOON_S
-        return Plan(delete=stale, again_s=min(RESYNC_S, max(SOON_S, wait_s)))
+        return Plan(delete=stale, again_s=_until(due or observed.now, observed.now))
     if observed.buffer is not None and not observed.buffer.ready:
         return _await_buffer(observed, draft, observed.buffer)
     draft.set(attempt=number, attemptTime=observed.now, nextAttemptTime=None, bufferTime=None, restarts=number - 1)
@@ -240,7 +239,11 @@ def _watch(observed: Observed, draft: Draft, attempt: Attempt, stale: tuple[str,
             draft.phase("Starting", "Fetching", f"{step.name}: {step.message or 'under way'}")
         elif not job.is_true("Running"):
             draft.phase("Starting", attempt.step, attempt.message)
-        return Plan(delete=stale, again_s=SOON_S)
+        # An event of KubeRay's tells of the next step; a fetch and a controller that begins to answer make none.
+        asked = attempt.job_status == "RUNNING" or job.spec.get("model") or job.spec.get("datasets")
+        begun = draft.time("attemptTime")
+        due = begun + _pre_running(observed) if begun is not None and not job.is_true("Running") else None
+        return Plan(delete=stale, again_s=SOON_S if asked else _until(due, observed.now))
     return replace(_progress(observed, draft), delete=stale)
 
 
@@ -382,8 +385,13 @@ def _finished(observed: Observed) -> Plan:
     stop = None if live else _to_stop(observed)
     if ttl is None or ended is None:
         return Plan(delete=live, buffer=stop)
-    left_s = (ended + timedelta(seconds=int(ttl)) - observed.now).total_seconds()
-    return Plan(delete=live, buffer=stop, delete_job=left_s <= 0, again_s=min(RESYNC_S, max(SOON_S, left_s)))
+    due = ended + timedelta(seconds=int(ttl))
+    return Plan(delete=live, buffer=stop, delete_job=due <= observed.now, again_s=_until(due, observed.now))
+
+
+def _until(due: datetime | None, now: datetime) -> float:
+    """Seconds until the next look when something is due; the resync comes before what is far off."""
+    return RESYNC_S if due is None else min(RESYNC_S, max(SOON_S, (due - now).total_seconds()))
 
 
 def _names(observed: Observed) -> tuple[str, ...]:

@@ -1,17 +1,18 @@
 """Observe, plan, write: one RLJob at a time.
 
-Called by the queue (queue.py) for every event and every resync. Reads are fresh; the status is replaced only at the
-resource version that was read, so that two operators, or one that lags, cannot both win. Everything that is written can
-be written again: names are fixed, applies are whole, deletions of what is gone are fine.
+Called by the queue (queue.py) for every event that matters (watch.py) and every resync. Reads are fresh, and only of
+what the next decision needs: volumes before an attempt is created, certificates every CERTIFICATES_EVERY. The status is
+replaced only at the resource version that was read, so that two operators, or one that lags, cannot both win.
+Everything that is written can be written again: names are fixed, applies are whole, deletions of what is gone are fine.
 """
 
 import base64
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from crescendo.controller.operator.api import Api, ApiFailure
@@ -36,7 +37,7 @@ from crescendo.controller.operator.children.pods import claim_name
 from crescendo.controller.operator.children.storage import buffer_name
 from crescendo.controller.operator.events import event_of
 from crescendo.controller.operator.options import Options
-from crescendo.controller.operator.plan import RESYNC_S, Note, Plan, plan, told
+from crescendo.controller.operator.plan import RESYNC_S, SOON_S, Note, Plan, plan, told
 from crescendo.controller.operator.progress import Runs
 from crescendo.controller.operator.requests import acknowledged
 from crescendo.controller.operator.resource import (
@@ -45,6 +46,7 @@ from crescendo.controller.operator.resource import (
     QUEUED_UID_LABEL,
     Attempt,
     BufferServer,
+    Cluster,
     FetchStep,
     Hold,
     Job,
@@ -58,6 +60,8 @@ log = logging.getLogger(__name__)
 
 CONFLICT: Final = 409
 KEPT_CHECKS: Final = 5000
+# A certificate is renewed days before its end; one that somebody deleted comes back this soon.
+CERTIFICATES_EVERY: Final = timedelta(minutes=10)
 STEERING: Final = (
     "suspend", "promoteTo", "backoffLimit", "ttlSecondsAfterFinished",
     "activeDeadlineSeconds", "preRunningDeadlineSeconds", "suspendDeadlineSeconds",
@@ -82,11 +86,13 @@ class Reconciler:
         self._clock = clock
         self._shared = SharedBuffer(options)
         self._checked: dict[bytes, tuple[str, ...]] = {}
+        self._certified: dict[tuple[str, str], tuple[str, datetime]] = {}
 
     async def reconcile(self, namespace: str, name: str) -> float:
         """One round; returns seconds until the next one is due. Raises ApiFailure."""
         body = await self._api.get(KIND, name, namespace)
         if body is None:
+            self._certified.pop((namespace, name), None)
             return 0.0
         job = Job.from_body(body)
         if job.deleting or not job.is_ours:
@@ -100,7 +106,8 @@ class Reconciler:
                 raise
             log.info("%s/%s changed while it was reconciled; once more", namespace, name)
             return 1.0
-        return decided.again_s
+        turned = decided.status is not None and decided.status.get("phase") != job.status.get("phase")
+        return min(decided.again_s, SOON_S) if turned else decided.again_s
 
     # Observe ----------------------------------------------------------------------------------------------
 
@@ -128,14 +135,16 @@ class Reconciler:
             observed = replace(observed, buffer=await self._buffer(job))
         if job.finished:
             return observed
-        storage, buffer, leaving = await self._storage_ids(job)
-        observed = replace(observed, storage_id=storage, buffer_storage_id=buffer, leaving=leaving)
+        if newest is None or newest.number < job.attempt:
+            storage, buffer, leaving = await self._storage_ids(job)
+            observed = replace(observed, storage_id=storage, buffer_storage_id=buffer, leaving=leaving)
         if newest is None:
             return observed
         if newest.queued:
             observed = replace(observed, hold=await self._hold(newest, job))
         observed = replace(observed, fetch=await self._fetch(newest, job))
-        pods, replicas = await self._cluster(newest, job)
+        cluster = await self._cluster(newest, job)
+        pods, replicas = (cluster.ready, cluster.wanted), cluster.replicas
         return replace(observed, pods=pods, replicas=replicas, report=await self._report(newest, job))
 
     def _problems(self, job: Job) -> tuple[str, ...]:
@@ -167,20 +176,10 @@ class Reconciler:
             return None
         return BufferServer.from_body(body)
 
-    async def _cluster(self, attempt: Attempt, job: Job) -> tuple[tuple[int, int], Mapping[str, int]]:
-        """Pods that are ready and wanted, and the size of each worker group."""
+    async def _cluster(self, attempt: Attempt, job: Job) -> Cluster:
         if not attempt.cluster_name:
-            return (0, 0), {}
-        cluster = await self._api.get("RayCluster", attempt.cluster_name, job.namespace) or {}
-        status = cluster.get("status") or {}
-        wanted = int(status.get("desiredWorkerReplicas", 0)) + 1
-        head = any(
-            condition.get("type") == "HeadPodReady" and condition.get("status") == "True"
-            for condition in status.get("conditions", ())
-        )
-        groups = (cluster.get("spec") or {}).get("workerGroupSpecs", ())
-        replicas = {group["groupName"]: int(group.get("replicas", 0)) for group in groups}
-        return (int(status.get("readyWorkerReplicas", 0)) + int(head), wanted), replicas
+            return Cluster(0, 0, {})
+        return Cluster.from_body(await self._api.get("RayCluster", attempt.cluster_name, job.namespace) or {})
 
     async def _fetch(self, attempt: Attempt, job: Job) -> FetchStep | None:
         """Looked at before the run runs only, and only in jobs that fetch."""
@@ -213,7 +212,7 @@ class Reconciler:
             await self._api.apply(ray_job(job, decided.create, self._options))
         elif decided.buffer:
             await self._write_fixtures(job)
-        elif decided.renew:
+        elif decided.renew and self._certificates_due(job):
             await self._renew(job)
         decided = await self._call(job, decided)
         # Before the status: a decision is taken once, and an operator that dies in between is to tell it all the same.
@@ -245,8 +244,7 @@ class Reconciler:
 
     async def _write_fixtures(self, job: Job) -> None:
         await self._renew(job)
-        if await self._api.get("Secret", f"{job.name}-buffer", job.namespace) is None:
-            await self._api.create(buffer_secret(job))
+        await self._api.create(buffer_secret(job))
         if is_shared(job):
             await self._admit(job)
         for manifest in fixtures(job, self._options):
@@ -263,6 +261,10 @@ class Reconciler:
             await self._api.create(event_of(job, note, self._clock()))
             raise
 
+    def _certificates_due(self, job: Job) -> bool:
+        uid, looked_at = self._certified.get((job.namespace, job.name), ("", None))
+        return uid != job.uid or looked_at is None or self._clock() - looked_at >= CERTIFICATES_EVERY
+
     async def _renew(self, job: Job) -> None:
         issuer = self._options.certificate_issuer
         for role in ROLES:
@@ -272,6 +274,7 @@ class Reconciler:
             stored = await self._api.get("Secret", identity_name(job, role), job.namespace)
             if needs_renewal(stored, self._authority, self._clock()):
                 await self._api.apply(identity_secret(job, role, self._authority, self._clock(), self._options))
+        self._certified[job.namespace, job.name] = (job.uid, self._clock())
 
     async def _scale(self, job: Job, sizes: tuple[tuple[str, int], ...]) -> None:
         """Gives worker groups as many pods as a stage needs."""

@@ -194,6 +194,29 @@ class Attempt:
 
 
 @dataclass(frozen=True)
+class Cluster:
+    """A child RayCluster. ready, wanted: pods; replicas: pods that each worker group is to have."""
+
+    ready: int
+    wanted: int
+    replicas: Mapping[str, int]
+
+    @classmethod
+    def from_body(cls, body: Mapping[str, Any]) -> "Cluster":
+        """From a RayCluster as the API server sends it."""
+        status, spec = body.get("status") or {}, body.get("spec") or {}
+        head = any(
+            condition.get("type") == "HeadPodReady" and condition.get("status") == "True"
+            for condition in status.get("conditions", ())
+        )
+        return cls(
+            ready=int(status.get("readyWorkerReplicas", 0)) + int(head),
+            wanted=int(status.get("desiredWorkerReplicas", 0)) + 1,
+            replicas={group["groupName"]: int(group.get("replicas", 0)) for group in spec.get("workerGroupSpecs", ())},
+        )
+
+
+@dataclass(frozen=True)
 class Report:
     """What the run's controller said last, cut to size: its answers are not trusted (see progress.py)."""
 

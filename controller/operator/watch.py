@@ -1,4 +1,7 @@
-"""kopf's watch over RLJobs and their children: each event makes a job due.
+"""kopf's watch over RLJobs and their children: each event that a decision could turn on makes a job due.
+
+What is written often and decides nothing (the operator's own status, KubeRay's heartbeats) is passed over: of each
+object the watch keeps what the plan reads of it, and an event that leaves that as it was is none.
 
 It has a thread and an event loop of its own, because kopf ends at some answers of the API server (a watch refused with
 410 Gone, an error within a stream) and, when it ends, cancels what else runs in its loop. It is then started again;
@@ -8,7 +11,7 @@ the resync (__main__.py) covers what happened in between. Health is kopf's, at /
 import asyncio
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent import futures
 from typing import Any, Final
 
@@ -16,7 +19,7 @@ import kopf
 
 from crescendo.controller.operator.crd import GROUP, PLURAL, VERSION
 from crescendo.controller.operator.options import Options
-from crescendo.controller.operator.resource import JOB_LABEL
+from crescendo.controller.operator.resource import JOB_LABEL, Attempt, Cluster
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +35,7 @@ class Watch:
 
     def __init__(self, options: Options, due: Due) -> None:
         self._options = options
-        self._registry = _handlers(due)
+        self._due = due
         self._stopped: futures.Future[None] = futures.Future()
         self._stopped.set_running_or_notify_cancel()  # so that a loop that ends does not cancel it
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
@@ -57,7 +60,7 @@ class Watch:
     async def _watch_once(self) -> None:
         options = self._options
         await kopf.operator(
-            registry=self._registry,
+            registry=_handlers(self._due),  # a new watch remembers nothing: all that it lists is due
             namespaces=list(options.watch_namespaces),
             clusterwide=not options.watch_namespaces,
             liveness_endpoint=f"http://0.0.0.0:{options.health_port}/healthz" if options.health_port else None,
@@ -80,13 +83,47 @@ def _handlers(due: Due) -> kopf.OperatorRegistry:
     def login(**details: Any) -> kopf.ConnectionInfo | None:
         return kopf.login_with_service_account(**details) or kopf.login_with_kubeconfig(**details)
 
+    changes = Changes()
+
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry)
-    async def job_changed(namespace: str | None, name: str | None, **_: Any) -> None:
-        due(str(namespace), str(name))
+    async def job_changed(event: kopf.RawEvent, **_: Any) -> None:
+        if changes.tells(event, wishes):
+            about = event["object"]["metadata"]
+            due(about["namespace"], about["name"])
 
-    @kopf.on.event("ray.io", "v1", "rayjobs", labels={JOB_LABEL: kopf.PRESENT}, registry=registry)
-    @kopf.on.event("ray.io", "v1", "rayclusters", labels={JOB_LABEL: kopf.PRESENT}, registry=registry)
-    async def child_changed(namespace: str | None, labels: kopf.Labels, **_: Any) -> None:
-        due(str(namespace), labels[JOB_LABEL])
+    def child(plural: str, what: Callable[[Mapping[str, Any]], object]) -> None:
+        @kopf.on.event("ray.io", "v1", plural, labels={JOB_LABEL: kopf.PRESENT}, registry=registry, id=plural)
+        async def changed(event: kopf.RawEvent, **_: Any) -> None:
+            if changes.tells(event, what):
+                about = event["object"]["metadata"]
+                due(about["namespace"], about["labels"][JOB_LABEL])
 
+    child("rayjobs", Attempt.from_body)
+    child("rayclusters", Cluster.from_body)
     return registry
+
+
+def wishes(body: Mapping[str, Any]) -> object:
+    """What people may change of an RLJob; its status is the operator's own."""
+    about = body["metadata"]
+    return about.get("generation"), about.get("annotations"), "deletionTimestamp" in about
+
+
+class Changes:
+    """What was last seen of each object, by its uid."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, object] = {}
+
+    def tells(self, event: Mapping[str, Any], what: Callable[[Mapping[str, Any]], object]) -> bool:
+        """Whether an event is news. what: of a body, all that a decision could turn on."""
+        body = event["object"]
+        uid = body["metadata"]["uid"]
+        if event["type"] == "DELETED":
+            self._seen.pop(uid, None)
+            return True
+        found = what(body)
+        if uid in self._seen and self._seen[uid] == found:
+            return False
+        self._seen[uid] = found
+        return True

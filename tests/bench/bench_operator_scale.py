@@ -23,7 +23,7 @@ from tests.cluster.kube.build import build
 from tests.cluster.kube.control_plane import ControlPlane
 from tests.cluster.kube.ready import WATCHED_USER, calls, ready
 from tests.cluster.operator_process import Operator
-from tests.cluster.scale import AT_ONCE, GPUS_A_NODE, Crowd, Figures
+from tests.cluster.scale import AT_ONCE, GPUS_A_NODE, Crowd, Figures, pause_s
 
 RESYNC_S = 30.0
 STEADY_S = 60.0
@@ -75,7 +75,7 @@ async def bare(plane: ControlPlane, count: int, limit_s: float) -> float:
         while sum(map(provisioned, await api.find("RayCluster", "bare", {}))) < count:
             if time.monotonic() - begun > limit_s:
                 raise TimeoutError(f"{count} bare RayJobs had no clusters within {limit_s:.0f} s")
-            await asyncio.sleep(1)
+            await asyncio.sleep(pause_s(count))
     finally:
         await api.close()
     return time.monotonic() - begun

@@ -5,11 +5,10 @@ other model the run itself asks the same planner in its head's pod, once it has 
 large a GPU is, stands in placement.deviceMemory; without it only the pods' memory is looked at.
 """
 
-from crescendo.common.config import check_mapping
 from crescendo.common.errors import ConfigError
 from crescendo.common.planner import Machine, make_plan, shape_of
 from crescendo.controller.operator.children.pods import resources_of
-from crescendo.controller.operator.children.run_file import run_file
+from crescendo.controller.operator.children.run_file import checked
 from crescendo.controller.operator.options import Options
 from crescendo.controller.operator.quantity import quantity_bytes
 from crescendo.controller.operator.resource import Job
@@ -18,7 +17,7 @@ from crescendo.controller.operator.resource import Job
 def capacity_problems(job: Job, options: Options) -> list[str]:
     """What does not fit; empty for a run that is refused for other reasons already."""
     try:
-        config = check_mapping(run_file(job, options), "spec.run")
+        config = checked(job, options)
     except ConfigError:
         return []
     shape = shape_of(config.model) if config.model.source == "scratch" else None
@@ -30,4 +29,3 @@ def capacity_problems(job: Job, options: Options) -> list[str]:
     made = make_plan(config, shape, Machine(job.devices, gpu, pod, gpus_a_machine=devices))
     about = "spec.placement.deviceMemory, spec.resources.worker.memory" if gpu else "spec.resources.worker.memory"
     return [f"{about}: {made.problem} {made.fix}"] if made.problem else []
-

@@ -7,6 +7,7 @@ from crescendo.common.runfolder import RUN_ID_VARIABLE
 from crescendo.controller.operator.crd import GROUP
 from crescendo.controller.operator.resource import COMPONENT_LABEL, JOB_LABEL, Job, Manifest
 from crescendo.controller.operator.shared_buffer import is_shared, run_id
+from crescendo.controller.operator.size import ROLLOUT, WORKER
 
 RUN_FOLDER_MOUNT: Final = "/var/lib/crescendo"
 RUN_FILE_MOUNT: Final = "/etc/crescendo/job"
@@ -81,10 +82,12 @@ def run_pod(
     devices: int,
     identity_secret: str,
     steps: tuple[Sequence[Manifest], Sequence[Manifest]] = ((), ()),
+    anywhere: bool = False,
 ) -> Manifest:
     """The pod template of head or worker.
 
-    devices: GPUs; 0 hides every GPU of the node; steps: init containers, and the volumes that they need besides.
+    devices: GPUs; 0 hides every GPU of the node; steps: init containers, and the volumes that they need besides;
+    anywhere: it mounts no volume of the run, and may run where it likes.
     """
     spec = job.spec
     resources = spec.get("resources") or {}
@@ -126,8 +129,8 @@ def run_pod(
     if steps[0]:
         pod["initContainers"] = list(steps[0])
         pod["volumes"] += steps[1]
-    if component != "head":
-        pod |= _scheduling(job, devices)
+    if not anywhere:
+        pod |= _scheduling(job, component, devices)
     template = {"metadata": {"labels": labels(job, component)}, "spec": pod}
     return patched(template, job, component)
 
@@ -159,18 +162,31 @@ def claim_name(job: Job) -> str:
     return str((job.spec.get("storage") or {}).get("claimName") or f"{job.name}-run")
 
 
-def _scheduling(job: Job, devices: int) -> Manifest:
+def _scheduling(job: Job, component: str, devices: int) -> Manifest:
+    """Where a pod may run. A volume that one node mounts keeps all pods of the run together, by the workers' rules."""
+    one_node = (job.spec.get("storage") or {}).get("accessMode", "ReadWriteOnce") == "ReadWriteOnce"
+    if component == "head" and not one_node:
+        return {}
     placement = job.placement
     names = ("nodeSelector", "tolerations") + (("runtimeClassName",) if devices else ())
     found: Manifest = {name: placement[name] for name in names if placement.get(name)}
-    if (job.spec.get("storage") or {}).get("accessMode", "ReadWriteOnce") == "ReadWriteOnce":
-        found["affinity"] = {"podAffinity": _beside_the_head(job)}
+    if one_node:
+        found["affinity"] = {"podAffinity": _together(job, component)}
     return found
 
 
-def _beside_the_head(job: Job) -> Manifest:
-    """A volume that one node mounts is shared by pods of that node only."""
-    term = {"labelSelector": {"matchLabels": selector(job, "head")}, "topologyKey": "kubernetes.io/hostname"}
+def _together(job: Job, component: str) -> Manifest:
+    """The pods of a run on one node, which the first worker chooses: it needs GPUs, and a head fits beside most.
+
+    A term that a pod meets itself does not hold it back while no other pod meets it: so the first worker is free, the
+    head waits for it, and a worker that comes later goes where they are.
+    """
+    others = [WORKER, ROLLOUT] if component == "head" else ["head", WORKER, ROLLOUT]
+    pods = {
+        "matchLabels": {JOB_LABEL: job.name},
+        "matchExpressions": [{"key": COMPONENT_LABEL, "operator": "In", "values": others}],
+    }
+    term = {"labelSelector": pods, "topologyKey": "kubernetes.io/hostname"}
     return {"requiredDuringSchedulingIgnoredDuringExecution": [term]}
 
 

@@ -5,12 +5,11 @@
 
 from typing import Any, Final
 
-from crescendo.common.config import check_mapping
 from crescendo.common.errors import ConfigError
 from crescendo.controller.operator.children.identity import identity_name
 from crescendo.controller.operator.children.inputs import fetch_steps
 from crescendo.controller.operator.children.pods import RUN_FILE_MOUNT, labels, run_pod
-from crescendo.controller.operator.children.run_file import run_file
+from crescendo.controller.operator.children.run_file import checked
 from crescendo.controller.operator.options import Options
 from crescendo.controller.operator.resource import ATTEMPT_LABEL, Job, Manifest
 from crescendo.controller.operator.size import Pods, first_size, full_size
@@ -74,11 +73,13 @@ def _cluster(job: Job, options: Options) -> Manifest:
 
 def _first_size(job: Job, options: Options) -> Pods:
     """Of a run that would be refused: its full size."""
+    full = full_size(job)
+    if max(full.values()) == 1:
+        return full
     try:
-        config = check_mapping(run_file(job, options), "spec.run")
+        return first_size(job, checked(job, options))
     except ConfigError:
-        return full_size(job)
-    return first_size(job, config)
+        return full
 
 
 def _group(job: Job, name: str, replicas: int, options: Options) -> Manifest:
@@ -117,9 +118,8 @@ def _marker(group: str) -> str:
 
 
 def _submitter(job: Job) -> Manifest:
-    template = run_pod(
-        job, "head", image=job.spec["image"], devices=0, identity_secret=identity_name(job, "controller")
-    )
+    secret = identity_name(job, "controller")
+    template = run_pod(job, "head", image=job.spec["image"], devices=0, identity_secret=secret, anywhere=True)
     template["spec"].pop("initContainers", None)  # which a patch of the head's fetch steps leaves here
     container = template["spec"]["containers"][0]
     container["name"] = "ray-job-submitter"

@@ -4,12 +4,14 @@ The buffer's password is not in it: the URL names the file that the password's S
 """
 
 import copy
+import json
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 import yaml
 
-from crescendo.common.config import check_mapping
+from crescendo.common.config import Config, check_mapping
 from crescendo.common.config.tree import camel_case
 from crescendo.common.errors import ConfigError
 from crescendo.controller.operator.children.inputs import inputs
@@ -81,12 +83,22 @@ def config_map(job: Job, options: Options) -> Manifest:
     }
 
 
+def checked(job: Job, options: Options) -> Config:
+    """The run as its services will read it, not to be changed; kept, since a check takes long. Raises ConfigError."""
+    return _checked(json.dumps(run_file(job, options)))
+
+
+@lru_cache(maxsize=64)
+def _checked(run: str) -> Config:
+    return check_mapping(json.loads(run), "spec.run")
+
+
 def problems(job: Job, options: Options) -> list[str]:
     """What `crescendo config check` would say of the run, and references, which the operator does not resolve."""
     if _has_reference(job.spec["run"]):
         return ["spec.run contains ${...}; an RLJob takes plain values: `crescendo render FILE` writes them out"]
     try:
-        check_mapping(run_file(job, options), "spec.run")
+        checked(job, options)
     except ConfigError as error:
         return [str(error)]
     return []

@@ -134,6 +134,30 @@ def test_gpus_go_to_workers_and_are_hidden_elsewhere() -> None:
     assert {"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"} not in worker["env"]
 
 
+def test_on_a_volume_of_one_node_the_worker_chooses_the_node_and_the_head_follows() -> None:
+    tolerations = [{"key": "nvidia.com/gpu", "operator": "Exists"}]
+    placement = {"nodes": 1, "devicesPerNode": 8, "tolerations": tolerations, "runtimeClassName": "nvidia"}
+    spec = ray_job(job(placement=placement), 1, Options())["spec"]
+    cluster = spec["rayClusterSpec"]
+    head, worker = (group["template"]["spec"] for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]))
+    followed = []
+    for pod in (head, worker):
+        (term,) = pod["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+        assert term["labelSelector"]["matchLabels"] == {"rl.crescendo.dev/job": "math"}
+        followed.append(term["labelSelector"]["matchExpressions"][0]["values"])
+    assert followed == [["worker", "rollout"], ["head", "worker", "rollout"]]
+    assert head["tolerations"] == worker["tolerations"] == tolerations
+    assert "runtimeClassName" not in head
+    assert not {"affinity", "tolerations"} & set(spec["submitterPodTemplate"]["spec"])
+
+
+def test_on_a_volume_of_many_nodes_pods_go_where_there_is_room() -> None:
+    shared = job(placement={"nodes": 2, "devicesPerNode": 8}, storage={"accessMode": "ReadWriteMany"})
+    cluster = ray_job(shared, 1, Options())["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        assert "affinity" not in group["template"]["spec"]
+
+
 def test_disaggregated_engines_have_a_group_of_their_own() -> None:
     manifest = ray_job(job(placement={"mode": "Disaggregated", "nodes": 2, "rolloutNodes": 3}), 4, Options())
     groups = manifest["spec"]["rayClusterSpec"]["workerGroupSpecs"]

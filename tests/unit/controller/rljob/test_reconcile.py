@@ -1,0 +1,151 @@
+"""What one look at a job asks of the API server: as little as its next decision needs."""
+
+import copy
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crescendo.common.config import read_mapping
+from crescendo.controller.operator.certificates import new_authority
+from crescendo.controller.operator.options import Options
+from crescendo.controller.operator.plan import RESYNC_S, SOON_S, Call
+from crescendo.controller.operator.reconcile import CERTIFICATES_EVERY, Reconciler
+from crescendo.controller.operator.render import to_rljob
+from crescendo.controller.operator.requests import Request
+from crescendo.controller.operator.resource import KIND, Manifest, Report
+from tests.unit.controller.rljob.world import REPORT, START
+
+QUICKSTART = Path(__file__).parents[4] / "recipes/quickstart/recipe.yaml"
+AUTHORITY = new_authority(START)
+
+
+class Store:
+    """The API server: what was applied is there. calls: (verb, kind)."""
+
+    def __init__(self) -> None:
+        self.objects: dict[tuple[str, str], Manifest] = {}
+        self.calls: list[tuple[str, str]] = []
+
+    async def get(self, kind: str, name: str, namespace: str) -> Manifest | None:
+        self.calls.append(("get", kind))
+        return copy.deepcopy(self.objects.get((kind, name)))
+
+    async def find(self, kind: str, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
+        self.calls.append(("find", kind))
+        return [copy.deepcopy(body) for (found, _), body in self.objects.items() if found == kind]
+
+    async def apply(self, manifest: Manifest) -> Manifest:
+        self.calls.append(("apply", manifest["kind"]))
+        key = (manifest["kind"], manifest["metadata"]["name"])
+        self.objects[key] = {**self.objects.get(key, {}), **copy.deepcopy(manifest)}
+        self.objects[key]["metadata"].setdefault("uid", manifest["metadata"]["name"])
+        return manifest
+
+    async def create(self, manifest: Manifest) -> None:
+        self.calls.append(("create", manifest["kind"]))
+        self.objects.setdefault((manifest["kind"], manifest["metadata"]["name"]), copy.deepcopy(manifest))
+
+    async def delete(self, kind: str, name: str, namespace: str) -> None:
+        self.calls.append(("delete", kind))
+        self.objects.pop((kind, name), None)
+
+    async def put_status(self, name: str, namespace: str, version: str, status: Manifest) -> None:
+        self.calls.append(("status", KIND))
+        self.objects[KIND, name]["status"] = status
+
+    async def patch(self, kind: str, name: str, namespace: str, operations: list[Manifest]) -> None:
+        self.calls.append(("patch", kind))
+
+    def asked(self) -> list[tuple[str, str]]:
+        """The calls since it was last asked for."""
+        found, self.calls = self.calls, []
+        return found
+
+
+class Runs:
+    """A controller that always answers alike."""
+
+    async def report(self, address: str) -> Report | None:
+        return REPORT
+
+    async def call(self, address: str, call: Call) -> bool:
+        return True
+
+    async def ask(self, address: str, request: Request) -> str | None:
+        return ""
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = START
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+@pytest.fixture
+def store() -> Store:
+    job = to_rljob(read_mapping(QUICKSTART), image="any", name="math", namespace="team")
+    job["metadata"] |= {
+        "uid": "1",
+        "generation": 1,
+        "resourceVersion": "1",
+        "creationTimestamp": "2026-01-01T00:00:00Z",
+    }
+    found = Store()
+    found.objects[KIND, "math"] = job
+    return found
+
+
+def kuberay_says(store: Store, **status: Any) -> None:
+    store.objects["RayJob", "math-1"]["status"] = {"rayClusterName": "ray-1", **status}
+    conditions = [{"type": "HeadPodReady", "status": "True"}]
+    ready = {"desiredWorkerReplicas": 1, "readyWorkerReplicas": 1, "conditions": conditions}
+    store.objects["RayCluster", "ray-1"] = {"metadata": {"name": "ray-1"}, "status": ready}
+
+
+async def test_a_steady_job_is_looked_at_with_three_reads_and_its_certificates_now_and_then(store: Store) -> None:
+    clock = Clock()
+    reconciler = Reconciler(store, Runs(), Options(), AUTHORITY, clock)
+    assert await reconciler.reconcile("team", "math") <= SOON_S
+    first = store.asked()
+    assert [kind for verb, kind in first if verb == "get"].count("PersistentVolumeClaim") == 2
+    assert ("apply", "RayJob") in first
+    kuberay_says(store, jobDeploymentStatus="Running", jobStatus="RUNNING")
+    await reconciler.reconcile("team", "math")
+    store.asked()
+    steady = [("get", KIND), ("find", "RayJob"), ("get", "RayCluster")]
+    assert await reconciler.reconcile("team", "math") == RESYNC_S
+    assert store.asked() == steady
+    clock.now += CERTIFICATES_EVERY
+    await reconciler.reconcile("team", "math")
+    assert store.asked() == [*steady, ("get", "Secret"), ("get", "Secret")]
+    store.objects.pop(("Secret", "math-identity-worker"))
+    clock.now += CERTIFICATES_EVERY
+    await reconciler.reconcile("team", "math")
+    assert store.asked()[-1] == ("apply", "Secret")
+    clock.now += timedelta(seconds=1)
+    await reconciler.reconcile("team", "math")
+    assert store.asked() == steady
+
+
+async def test_a_job_whose_phase_turned_is_looked_at_soon_and_one_that_waits_is_not(store: Store) -> None:
+    reconciler = Reconciler(store, Runs(), Options(), AUTHORITY, Clock())
+    await reconciler.reconcile("team", "math")
+    kuberay_says(store, jobDeploymentStatus="Initializing")
+    await reconciler.reconcile("team", "math")
+    assert await reconciler.reconcile("team", "math") == RESYNC_S
+    kuberay_says(store, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
+    assert await reconciler.reconcile("team", "math") == SOON_S
+    assert store.objects[KIND, "math"]["status"]["phase"] == "Succeeded"
+
+
+async def test_an_operator_that_starts_anew_looks_at_certificates_at_once(store: Store) -> None:
+    await Reconciler(store, Runs(), Options(), AUTHORITY, Clock()).reconcile("team", "math")
+    kuberay_says(store, jobDeploymentStatus="Running", jobStatus="RUNNING")
+    store.asked()
+    await Reconciler(store, Runs(), Options(), new_authority(START), Clock()).reconcile("team", "math")
+    assert store.asked().count(("apply", "Secret")) == 2
