@@ -18,7 +18,8 @@ class Options:
     shared_buffer_prefix: of the jobs' logins, one a cluster where clusters share a server;
     ray_version: Ray of the images; trust_days: how long a leaf certificate is valid; certificate_issuer: a cert-manager
     ClusterIssuer, empty for the operator's own authority; rdma_resource: extended resource of the adapters that GPU
-    pods get, with IPC_LOCK; empty: none; health_port: of /healthz, 0 for none."""
+    pods get, with IPC_LOCK; empty: none; verbs_reviewed: an admission policy reviews who asks for verbs, without which
+    none is taken; health_port: of /healthz, 0 for none."""
 
     namespace: str = "crescendo-system"
     watch_namespaces: tuple[str, ...] = ()
@@ -32,6 +33,7 @@ class Options:
     trust_days: int = 7
     certificate_issuer: str = ""
     rdma_resource: str = ""
+    verbs_reviewed: bool = True
     resync_s: float = 30.0
     health_port: int = 8080
 
@@ -53,6 +55,10 @@ def _parse(variable: str, text: str, default: object) -> object:
         return tuple(part.strip() for part in text.split(",") if part.strip())
     if isinstance(default, str):
         return text
+    if isinstance(default, bool):
+        if text not in ("true", "false"):
+            raise ConfigError(f"{variable} is {text!r}; it must be true or false.", field=variable, fix="Correct it.")
+        return text == "true"
     try:
         value = int(text) if isinstance(default, int) else float(text)
     except ValueError:

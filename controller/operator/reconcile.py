@@ -129,6 +129,7 @@ class Reconciler:
             buffer_storage_id="",
             now=self._clock(),
             problems=() if job.finished else self._problems(job),
+            verbs_reviewed=self._options.verbs_reviewed,
         )
         newest = observed.newest
         if job.finished or newest is None:

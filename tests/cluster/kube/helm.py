@@ -25,9 +25,12 @@ class Helm:
     def __init__(self, kubeconfig: Path, namespace: str) -> None:
         self._config = {"kubeconfig_path": str(kubeconfig), "namespace": namespace}
 
-    def install(self, name: str, chart: Path, values: dict[str, Any]) -> dict[str, Any]:
+    def install(
+        self, name: str, chart: Path, values: dict[str, Any], *, create_namespace: bool = True
+    ) -> dict[str, Any]:
         """Installs and waits until all is ready; raises HelmFailure."""
-        return self._do("install", str(chart), name, values, create_namespace=True, wait="watcher", timeout=LIMIT_S)
+        options = {"create_namespace": create_namespace, "wait": "watcher", "timeout": LIMIT_S}
+        return self._do("install", str(chart), name, values, **options)
 
     def upgrade(self, name: str, chart: Path, values: dict[str, Any]) -> dict[str, Any]:
         """Upgrades and waits until all is ready; raises HelmFailure."""

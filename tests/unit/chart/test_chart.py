@@ -18,6 +18,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "everything": {"valkey": {"enabled": True}, "monitoring": {"grafanaDashboard": {"enabled": True}}},
     "one-namespace": {"singleNamespace": True},
+    "namespaced-installer": {"singleNamespace": True, "clusterObjects": False},
     "small": {"reward": {"enabled": False}, "console": {"enabled": False}, "networkPolicy": {"enabled": False}},
     "fixed-size": {"reward": {"autoscaling": {"enabled": False}}, "executor": {"autoscaling": {"enabled": False}}},
     "mirror": {"global": {"imageRegistry": "registry.example.com/mirror", "imagePullSecrets": ["pull"]}},
@@ -147,9 +148,32 @@ def test_rights_are_named_one_by_one(manifests: list[Manifest]) -> None:
                 assert not {"list", "watch", "delete"} & set(rule["verbs"]), role["metadata"]["name"]
 
 
-def test_one_namespace_needs_no_right_beyond_it_but_the_consoles_reviews() -> None:
-    roles = by_kind(render({"singleNamespace": True}), "ClusterRole")
-    assert [role["metadata"]["name"] for role in roles] == ["crescendo-console-reviews"]
+def cluster_wide(values: dict[str, Any]) -> list[tuple[str, str]]:
+    found = [one for one in render(values) if "namespace" not in one["metadata"]]
+    return sorted((one["kind"], one["metadata"]["name"]) for one in found)
+
+
+def test_one_namespace_has_little_beyond_it_and_nothing_where_the_installer_may_not() -> None:
+    assert cluster_wide({"singleNamespace": True}) == [
+        ("ClusterRole", "crescendo-system-crescendo-console-reviews"),
+        ("ClusterRoleBinding", "crescendo-system-crescendo-console-reviews"),
+        ("CustomResourceDefinition", "rljobs.rl.crescendo.dev"),
+        ("ValidatingAdmissionPolicy", "crescendo-system-crescendo-verbs"),
+        ("ValidatingAdmissionPolicyBinding", "crescendo-system-crescendo-verbs"),
+    ]
+    everything = {"valkey": {"enabled": True}, "rdma": {"enabled": True}}
+    assert cluster_wide({"singleNamespace": True, "clusterObjects": False, **everything}) == []
+
+
+def test_verbs_are_taken_where_somebody_reviews_who_asks() -> None:
+    def reviewed(**values: Any) -> str:
+        (container,) = dict(pods(render(values)))["crescendo-operator"]["containers"]
+        return next(str(one["value"]) for one in container["env"] if one["name"] == "CRESCENDO_VERBS_REVIEWED")
+
+    alone = {"singleNamespace": True, "clusterObjects": False}
+    assert reviewed() == reviewed(singleNamespace=True) == "true"
+    assert reviewed(**alone) == "false"
+    assert reviewed(**alone, verbs={"policyInstalled": True}) == "true"
 
 
 def test_a_mirror_serves_every_image() -> None:
@@ -180,6 +204,7 @@ def test_the_definition_stays_at_uninstall() -> None:
     [
         ({"kuberay": {"required": True}}, "KubeRay is not installed"),
         ({"kuberayOperator": {"enabled": True}}, "carries no KubeRay"),
+        ({"clusterObjects": False}, "needs singleNamespace=true"),
         ({"executor": {"acceptSharedKernel": False}}, "acceptSharedKernel=true"),
         ({"operator": {"certificateIssuer": "vault"}}, "no cert-manager.io/v1"),
         ({"operator": {"trustDays": 0}}, "trustDays"),

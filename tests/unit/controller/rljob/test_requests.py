@@ -1,5 +1,7 @@
 """Transient verbs asked for by annotation: taken once while the job runs, refused otherwise."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -67,6 +69,16 @@ def test_a_job_that_does_not_run_refuses_with_an_event() -> None:
     assert "does not run" in world.status["request"]["message"]
     assert decided.events[-1].reason == "RequestRefused"
     assert not any(note.reason == "RequestRefused" for note in world.reconcile().events)
+
+
+def test_nothing_is_taken_where_nobody_reviews_who_asks() -> None:
+    world = started()
+    world.annotations = {ANNOTATION: "pause a1"}
+    decided = plan(replace(world.observed(), verbs_reviewed=False))
+    assert decided.ask is None
+    assert decided.status is not None
+    assert "admission policy" in decided.status["request"]["message"]
+    assert [note.reason for note in decided.events] == ["RequestRefused"]
 
 
 def test_what_is_no_verb_is_refused_with_the_form() -> None:
