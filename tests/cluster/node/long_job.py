@@ -45,7 +45,8 @@ def long_job(name: str, namespace: str, folder: Path, *, store_port: int, secret
         "network": {"egressPorts": [store_port]},
     }
     steps = [_fetch_patch(name) for name in ("model", "train", "validation")]
-    spec["podPatches"].append({"component": "head", "template": {"spec": {"initContainers": steps}}})
+    (head,) = (patch["template"]["spec"] for patch in spec["podPatches"] if patch["component"] == "head")
+    head["initContainers"] = steps
     return job
 
 

@@ -64,9 +64,7 @@ class LongJob:
 
     def iterations(self) -> list[int]:
         """Those that the run has written down so far, in order."""
-        path = self.volume / NAME / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [row["iteration"] for row in map(json.loads, lines) if "iteration" in row]
+        return [int(row["iteration"]) for row in self._lines("metrics.jsonl") if "iteration" in row]
 
     def grows(self, by: int = 1) -> None:
         """Waits until the run has done more iterations."""
@@ -79,13 +77,17 @@ class LongJob:
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         """Of the run itself."""
-        lines = (self.volume / NAME / "events.jsonl").read_text().splitlines()
-        return [event for event in map(json.loads, lines) if event["kind"] == kind]
+        return [event for event in self._lines("events.jsonl") if event["kind"] == kind]
 
     def reasons(self) -> list[str]:
         """Of the RLJob's events."""
         found = self.node.get("events", "-n", self.view.namespace, "--field-selector=involvedObject.kind=RLJob")
         return [event["reason"] for event in found["items"] if event["involvedObject"]["name"] == NAME]
+
+    def _lines(self, name: str) -> list[dict[str, Any]]:
+        path = self.volume / NAME / name
+        whole = path.read_text().rpartition("\n")[0] if path.exists() else ""  # the last may be half written
+        return [json.loads(line) for line in whole.splitlines()]
 
 
 @pytest.fixture(scope="module")
