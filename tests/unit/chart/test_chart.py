@@ -43,8 +43,10 @@ def manifests(request: pytest.FixtureRequest) -> list[Manifest]:
 
 
 def test_helm_lint_finds_no_error() -> None:
-    found = helm_python.lint(str(CHART), values=BASE)
+    found = helm_python.lint(str(CHART), values=BASE, strict=True, namespace="crescendo-system")
+    assert found["total_charts_linted"] == 1
     assert found["errors"] == []
+    assert [one for one in found["messages"] if one["severity"] > 1] == []  # 1 informs, 2 warns
 
 
 def test_generated_files_are_fresh() -> None:
