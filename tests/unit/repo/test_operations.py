@@ -23,8 +23,9 @@ def blocks(text: str) -> Iterator[str]:
 
 
 def commands() -> list[tuple[str, str]]:
-    """(command, the block that it stands in)."""
-    return [(found, block) for block in blocks(DOCUMENT.read_text()) for found in COMMAND.findall(block)]
+    """(command, the block that it stands in, on one line)."""
+    found = [(command, block) for block in blocks(DOCUMENT.read_text()) for command in COMMAND.findall(block)]
+    return [(command, " ".join(block.split())) for command, block in found]
 
 
 def verb(command: str) -> str:
