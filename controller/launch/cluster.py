@@ -92,10 +92,9 @@ class Cluster:
             return
         if self._group is not None:
             await asyncio.to_thread(remove_placement_group, self._group)
-        shrinks = self._layout is not None and self._layout.devices > layout.devices
         self._layout, self._group = None, None
         if grows:
-            await self._await_pods(layout, deadline_s, shrinks=shrinks)
+            await self._await_pods(layout, deadline_s)
         known = await asyncio.to_thread(ray.cluster_resources) if layout.rollout_devices else {}
         self._markers = {role: {group: 1.0} for role, group in nodes.GROUPS.items() if nodes.GROUPS["rollout"] in known}
         if self._uses_gpu:
@@ -106,13 +105,13 @@ class Cluster:
             self._group = group
         self._layout = layout
 
-    async def _await_pods(self, layout: Layout, deadline_s: float, *, shrinks: bool) -> None:
-        """Waits until the operator has given what the layout needs and, if it shrinks, has taken the rest away."""
+    async def _await_pods(self, layout: Layout, deadline_s: float) -> None:
+        """Waits until the operator has given what the layout needs and has taken the rest away."""
         begun = time.monotonic()
         while True:
             alive = [node["Resources"] for node in await asyncio.to_thread(ray.nodes) if node["Alive"]]
             found, waited_s = nodes.sizes(alive, layout, on_gpus=self._uses_gpu), time.monotonic() - begun
-            lacking, leaving = nodes.missing(found), nodes.surplus(found) if shrinks else ""
+            lacking, leaving = nodes.missing(found), nodes.surplus(found)
             if leaving and waited_s > SURPLUS_S:
                 log.warning("%s have not gone after %.0f s; they are used", leaving, waited_s)
                 leaving = ""

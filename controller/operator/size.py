@@ -6,8 +6,8 @@
 
 `placement` says the most there may be. A stage with a device count needs fewer: an attempt begins with what the stage
 needs that the job was last seen in, and the running controller says what it needs from then on. What it says is not
-trusted: a group never grows beyond `placement`. A queued job keeps its full size, because Kueue admits a RayJob as it
-was created and would not see it grow.
+trusted: a group never grows beyond `placement`. An attempt with a queue begins at full size, because Kueue admits a
+RayJob as it was created and would not see it grow; what the stage does not need goes, and its quota stays reserved.
 """
 
 from collections.abc import Mapping
@@ -36,13 +36,13 @@ def full_size(job: Job) -> Pods:
 
 
 def wanted_size(job: Job, report: Report) -> Pods:
-    """Pods that the running controller needs; empty where it does not say, and for a queued job."""
+    """Pods that the running controller needs; empty where it does not say."""
     return _size(job, {WORKER: report.stage_devices, ROLLOUT: report.stage_rollout_devices})
 
 
 def first_size(job: Job, config: Config) -> Pods:
     """Pods that an attempt begins with. config: of the job's run."""
-    if not has_device_counts(config):
+    if job.queue_labels or not has_device_counts(config):
         return full_size(job)
     stage = stage_at(config, 0, str((job.status.get("progress") or {}).get("stage", "")))
     layout = layout_of(config, stage)
@@ -50,8 +50,6 @@ def first_size(job: Job, config: Config) -> Pods:
 
 
 def _size(job: Job, devices: Mapping[str, int]) -> Pods:
-    if job.spec.get("queue"):
-        return {}
     per_pod = devices_per_pod(job)
     full = full_size(job)
     return {group: min(most, -(-devices[group] // per_pod)) for group, most in full.items() if devices[group] > 0}

@@ -30,7 +30,7 @@ def volumes(plane: ControlPlane, namespace: str, names: tuple[str, ...] = ("math
             "metadata": {"name": f"{namespace}-{claim}"},
             "spec": {
                 "capacity": {"storage": "100Gi"},
-                "accessModes": ["ReadWriteOnce"],
+                "accessModes": ["ReadWriteOnce", "ReadWriteMany"],
                 "hostPath": {"path": "/nowhere"},
                 "claimRef": {"namespace": namespace, "name": claim},
             },

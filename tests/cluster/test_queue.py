@@ -22,7 +22,10 @@ API = "kueue.x-k8s.io/v1beta2"
 QUEUE = "training"
 GPU = "nvidia.com/gpu"
 QUOTA = 2
-SIZE = {"nodes": 1, "devicesPerNode": QUOTA}
+SIZE = {
+    "placement": {"mode": "Colocated", "nodes": QUOTA, "devicesPerNode": 1},
+    "storage": {"accessMode": "ReadWriteMany"},
+}
 OPERATOR = "crescendo-operator"
 
 
@@ -34,18 +37,21 @@ def kueue(control_plane: ControlPlane) -> Iterator[Kueue]:
     except (RuntimeError, subprocess.SubprocessError) as error:
         cannot(f"Kueue could not be built: {error}")
     found = Kueue(control_plane)
-    found.start()
-    control_plane.apply({"apiVersion": API, "kind": "ResourceFlavor", "metadata": {"name": "any"}})
-    for name, value in (("usual", 100), ("urgent", 1000)):
-        control_plane.apply(
-            {"apiVersion": API, "kind": "WorkloadPriorityClass", "metadata": {"name": name}, "value": value}
-        )
-    yield found
-    found.stop()
+    try:
+        found.start()
+        control_plane.apply({"apiVersion": API, "kind": "ResourceFlavor", "metadata": {"name": "any"}})
+        for name, value in (("usual", 100), ("urgent", 1000)):
+            priority = {"apiVersion": API, "kind": "WorkloadPriorityClass", "metadata": {"name": name}, "value": value}
+            control_plane.apply(priority)
+        yield found
+    finally:
+        found.stop()
 
 
 @pytest.fixture
-def quota(control_plane: ControlPlane, kueue: Kueue, namespace: str) -> Iterator[Callable[[], int]]:
+def quota(
+    control_plane: ControlPlane, kueue: Kueue, namespace: str, eventually: Eventually
+) -> Iterator[Callable[[], int]]:
     """A queue with the devices of one job; how many of them are taken."""
     amounts = [
         {"name": name, "nominalQuota": amount}
@@ -79,6 +85,8 @@ def quota(control_plane: ControlPlane, kueue: Kueue, namespace: str) -> Iterator
 
     yield taken
     control_plane.kubectl("delete", "rljob", "--all", "-n", namespace, "--timeout=60s")
+    workloads = ("get", "workload", "-n", namespace, "-o", "name")
+    eventually("Kueue has let go of everything", lambda: control_plane.kubectl(*workloads) == "")
     control_plane.kubectl("delete", "clusterqueue", namespace, "--wait=false")
     print(kueue.log[-2000:])
 
@@ -99,7 +107,7 @@ def create(control_plane: ControlPlane, namespace: str) -> Create:
     def one(name: str, queue: str = QUEUE, priority: str = "usual", **spec: Any) -> JobView:
         volumes(control_plane, namespace, (name,))
         named = {"name": queue, "priorityClass": priority}
-        control_plane.apply(quickstart(name, namespace, queue=named, placement=SIZE, **spec))
+        control_plane.apply(quickstart(name, namespace, queue=named, **SIZE, **spec))
         return JobView(control_plane, name, namespace)
 
     return one
@@ -132,11 +140,20 @@ def writers_of_suspend(plane: ControlPlane, job: JobView, attempt: int) -> set[s
 
 
 def test_jobs_beyond_the_quota_wait_and_each_way_to_end_lets_the_next_one_in(
-    control_plane: ControlPlane, operator: Operator, quota: Callable[[], int], create: Create, eventually: Eventually
+    control_plane: ControlPlane,
+    operator: Operator,
+    controller: StubController,
+    quota: Callable[[], int],
+    create: Create,
+    eventually: Eventually,
 ) -> None:
     first = create("first")
     running(first, 1, eventually)
-    assert quota() == QUOTA
+    for devices in (1, QUOTA):
+        controller.run.status.stage_devices = devices
+        eventually(f"it has {devices} devices", lambda devices=devices: first.status()["gpus"] == devices, 60)
+        assert quota() == QUOTA
+    assert first.phase == "Running"
     second = create("second", preRunningDeadlineSeconds=1, activeDeadlineSeconds=3600)
     queued(second, eventually, GPU)
     shown = control_plane.kubectl("get", "rljob", "second", "-n", second.namespace, "-o", "wide")
@@ -188,6 +205,7 @@ def test_a_queue_that_does_not_exist_is_told_and_the_job_moves_when_it_is_correc
     assert status["reason"] == "Inadmissible"
     assert status["message"].startswith("spec.queue.name is 'trainig'")
     assert f"kubectl get localqueue -n {job.namespace}" in status["message"]
+    assert QUEUE in control_plane.kubectl("get", "localqueue", "-n", job.namespace)
     job.patch(queue={"name": QUEUE, "priorityClass": "usual"})
     admitted(job, 2, eventually)
     assert job.status().get("failures", 0) == 0

@@ -60,10 +60,12 @@ def test_a_controller_without_counts_is_left_alone() -> None:
     assert world.reconcile().scale == ()
 
 
-def test_a_queued_job_keeps_its_size() -> None:
+def test_a_queued_job_follows_its_stages_within_the_size_that_kueue_has_admitted() -> None:
     world = started(queue={"name": "gpus"})
-    world.report = replace(REPORT, stage_devices=32)
-    assert world.reconcile().scale == ()
+    world.replicas = {"worker": 4}
+    assert world.reconcile().scale == (("worker", 1),)
+    world.report = replace(REPORT, stage_devices=320)
+    assert world.reconcile().scale == (("worker", 4),)
 
 
 def test_a_scale_that_a_crash_cut_short_is_done_by_the_next_operator() -> None:
