@@ -5,7 +5,8 @@
     ├── DataError              bad data set, prompt or row                    exit 2
     ├── RunFolderError         run folder of another version, or in use       exit 2
     ├── EnvironmentProblem     machine lacks something: port, memory, disk    exit 3
-    │   └── DiskFullError      no room for a file of the run: retry when there is
+    │   ├── DiskFullError      no room for a file of the run: retry when there is
+    │   └── StoreUnavailableError  the checkpoint store does not answer, or not well: retry
     ├── StaleFenceError        a newer controller took over                   fatal for the caller
     ├── WeightMismatchError    an engine does not serve what it should
     ├── CheckpointError        a manifest or file is missing or damaged
@@ -75,6 +76,12 @@ class EnvironmentProblem(CrescendoError):
 
 class DiskFullError(EnvironmentProblem):
     """A file of the run could not be written for want of room."""
+
+    retryable = True
+
+
+class StoreUnavailableError(EnvironmentProblem):
+    """The object storage of the run's checkpoints does not answer, or not well."""
 
     retryable = True
 

@@ -18,7 +18,8 @@ class ServiceSpec:
 
     address: of another service it depends on (the executor's, for `reward`); rendezvous: host:port of the
     trainer gang's rank 0; threads: compute threads, 0 for the machine's; incarnation: how many processes of
-    this name the controller started before this one.
+    this name the controller started before this one; store: URL of the run in its checkpoint store, empty: none, and
+    store_credentials: the folder of its keys, empty: the environment.
     """
 
     role: str
@@ -36,6 +37,8 @@ class ServiceSpec:
     model_path: str = ""
     options: dict[str, str] = field(default_factory=dict)
     incarnation: int = 0
+    store: str = ""
+    store_credentials: str = ""
 
     @property
     def holder(self) -> str:

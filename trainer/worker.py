@@ -33,6 +33,7 @@ from crescendo.trainer.megatron.parallel import Layout
 from crescendo.trainer.optimizer import FlatAdamW
 from crescendo.trainer.publish import publish, score
 from crescendo.trainer.settings import TrainerSettings
+from crescendo.trainer.stored import EXPORT, Stored
 from crescendo.trainer.writer import Writer
 
 DEFAULT_MAX_TOKENS = 8192
@@ -71,6 +72,7 @@ class TrainerWorker:
         self.emit: Emit = lambda _: None
         self.gang = Gang(at, self.execute, timeout_s=settings.collective_timeout_s)
         self.device = Device(at.device, lambda: self.writer.cpu_seconds)
+        self.stored = Stored(spec, self._beat) if spec.store else None
         self._loaded: Loaded | None = None
         self._channels: dict[str, WeightChannel] = {}
         self._loop = asyncio.new_event_loop()
@@ -82,8 +84,11 @@ class TrainerWorker:
             raise RequestError(f"unknown trainer command {method!r}.", field="method")
         request_type, handler = METHODS[method]
         answer = handler(self, request_type.FromString(payload))
-        self._done_at = time.monotonic()
+        self._beat()
         return answer
+
+    def _beat(self) -> None:
+        self._done_at = time.monotonic()
 
     @property
     def loaded(self) -> Loaded:
@@ -242,8 +247,10 @@ class TrainerWorker:
         )
         # A distributed optimizer gathers each part, which is let go once it is in host memory.
         copy = self.settings.async_checkpoint or self.settings.distributed_optimizer
-        prepared = checkpoint.prepare(Path(request.path), loaded.model, loaded.optimizer, state, copy=copy)
-        self.writer.start(request.path, prepared.write)
+        stored = self.stored
+        root = stored.place(request.path) if stored else Path(request.path)
+        prepared = checkpoint.prepare(root, loaded.model, loaded.optimizer, state, copy=copy)
+        self.writer.start(request.path, (lambda: stored.written(root, prepared.write)) if stored else prepared.write)
         if self.settings.async_checkpoint:
             return trainer_pb2.SaveCheckpointResponse()
         return self.finish_checkpoint(request)
@@ -270,23 +277,46 @@ class TrainerWorker:
         loaded = self.loaded
         if not request.files:
             raise CheckpointError("the checkpoint's file list is empty.", field="files")
-        root, files = Path(request.path), list(request.files)
-        failure: CrescendoError | None = None
-        try:
-            checkpoint.verify(root, files, self.at.rank, self.at.world_size)
-        except CheckpointError as error:
-            failure = error
-        self.gang.agree(failure)
+        root, files = self._verified(request.path, list(request.files))
         state = checkpoint.load(root, files, loaded.model, loaded.optimizer)
         loaded.phase, loaded.keeps_moments = state.phase, state.has_moments
         self.weight_version = request.weight_version or state.weight_version
         return trainer_pb2.LoadCheckpointResponse(weight_version=self.weight_version)
 
+    def _verified(
+        self, path: str, files: list[trainer_pb2.CheckpointFile]
+    ) -> tuple[Path, list[trainer_pb2.CheckpointFile]]:
+        """Where the files of a checkpoint lie, all as they should be: the ranks that can see them share the work."""
+        rank, size = self.at.rank, self.at.world_size
+        if self.stored is not None:
+            machines = self.gang.gather(self.stored.machine.encode())
+            here = [each for each, machine in enumerate(machines) if machine == machines[rank]]
+            rank, size = here.index(rank), len(here)
+        root = Path(path) if self.stored is None else self.stored.place(path)
+        failure: CrescendoError | None = None
+        try:
+            if self.stored is None:
+                checkpoint.verify(root, files, rank, size)
+            else:
+                self.stored.bring(root, files[rank::size])
+        except CrescendoError as error:
+            failure = error
+        self.gang.agree(failure)
+        return root, files
+
     def export_model(self, request: trainer_pb2.ExportModelRequest) -> trainer_pb2.ExportModelResponse:
         """Writes a Hugging Face folder."""
         self.device.require()
         loaded = self.loaded
-        files = export.export(loaded.model, loaded.source, Path(request.path), request.dtype)
+        root = self.stored.export if self.stored else Path(request.path)
+        files = export.export(loaded.model, loaded.source, root, request.dtype)
+        failure: CrescendoError | None = None
+        try:
+            if self.stored is not None:
+                self.stored.upload(root, files, EXPORT)
+        except CrescendoError as error:
+            failure = error
+        self.gang.agree(failure)
         return trainer_pb2.ExportModelResponse(files=files)
 
     def release_device(

@@ -209,6 +209,27 @@ def _archive(config: Config) -> Iterator[Problem]:
         )
 
 
+def _checkpoint_store(config: Config) -> Iterator[Problem]:
+    at, store = "checkpoint_store", config.checkpoint_store
+    protocol, is_url, _ = store.url.partition("://")
+    if is_url and (protocol not in available_protocols() or protocol == "memory"):
+        why = "lasts no longer than a process" if protocol == "memory" else "is nothing that fsspec knows"
+        yield Problem(
+            f"{at}.url", f"{at}.url is {store.url!r}; {protocol}:// {why}.", "Give a folder, or s3://bucket/path."
+        )
+    for name in ("credentials", "carries_inputs"):
+        if getattr(store, name) and not store.url:
+            yield Problem(
+                f"{at}.{name}", f"{at}.{name} is set, but {at}.url is empty: there is no store.", f"Set {at}.url."
+            )
+    if store.carries_inputs and config.trainer.weight_channel == "disk":
+        yield Problem(
+            "trainer.weight_channel",
+            f"trainer.weight_channel is disk, but {at}.carries_inputs says that workers share no folder.",
+            "Choose tcp or nccl.",
+        )
+
+
 def _rollout(config: Config) -> Iterator[Problem]:
     rollout = config.rollout
     if rollout.lease_s <= rollout.flush_s:
@@ -290,6 +311,7 @@ RULES: tuple[Check, ...] = (
     *check_rewards.RULES,
     _buffer,
     _archive,
+    _checkpoint_store,
     _rollout,
     *check_deterministic.RULES,
     _parallel,

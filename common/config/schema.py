@@ -247,6 +247,19 @@ class ArchiveConfig:
 
 
 @dataclass
+class CheckpointStoreConfig:
+    """Object storage that holds the run's checkpoints; the run folder then keeps their manifests. See operations.md."""
+
+    url: str = setting("", "folder or fsspec URL, such as s3://bucket/path; empty: checkpoints lie in the run folder")
+    credentials: str = setting(
+        "", "folder with a file a key (AWS_ACCESS_KEY_ID, ...); empty: environment variables of these names"
+    )
+    carries_inputs: bool = setting(
+        False, "workers have folders of their own: configuration, model and export travel by the store too"
+    )
+
+
+@dataclass
 class PlacementConfig:
     """Devices and how trainer and engines share them."""
 
@@ -323,6 +336,7 @@ class Config:
     reward_service: RewardServiceConfig = setting(RewardServiceConfig, "scoring processes")
     buffer: BufferConfig = setting(BufferConfig, "experience buffer")
     archive: ArchiveConfig = setting(ArchiveConfig, "archive of trajectories")
+    checkpoint_store: CheckpointStoreConfig = setting(CheckpointStoreConfig, "object storage of checkpoints")
     placement: PlacementConfig = setting(PlacementConfig, "devices")
     console: ConsoleConfig = setting(ConsoleConfig, "web page")
     deadlines: DeadlinesConfig = setting(DeadlinesConfig, "longest waits")

@@ -1,7 +1,7 @@
 """The file system behind a URI, and what its errors mean. Credentials come from the environment.
 
-S3: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL[_S3], by pyarrow's own
-client. Hub: HF_TOKEN, HF_ENDPOINT. Both packages are slow to import and are when one is used.
+S3: AWS_ACCESS_KEY_ID and others (common/s3.py). Hub: HF_TOKEN, HF_ENDPOINT; its package is slow to import, and is when
+it is used.
 """
 
 import errno
@@ -14,20 +14,10 @@ from urllib.parse import urlsplit
 from fsspec.implementations.local import LocalFileSystem
 
 from crescendo.common.errors import ConfigError, CrescendoError, DiskFullError, EnvironmentProblem
+from crescendo.common.s3 import DENIED, NO_BUCKET, s3_filesystem
 from crescendo.controller.fetch.uri import Source
 
-CONNECT_S: Final = 10.0
-ANSWER_S: Final = 30.0
-_DENIED: Final = (
-    "ACCESS_DENIED",
-    "AccessDenied",
-    "INVALID_ACCESS_KEY",
-    "InvalidAccessKey",
-    "SIGNATURE",
-    " 401",
-    " 403",
-)
-_MISSING: Final = ("NO_SUCH_BUCKET", "NoSuchBucket", "NO_SUCH_KEY", "NoSuchKey", "does not exist", "404")
+_MISSING: Final = (*NO_BUCKET, "NO_SUCH_KEY", "NoSuchKey", "does not exist", "404")
 
 
 class SourceUnavailable(EnvironmentProblem):
@@ -41,7 +31,7 @@ def open_source(source: Source, field: str) -> tuple[Any, str]:
     if source.scheme == "file":
         return LocalFileSystem(), source.path
     if source.scheme == "s3":
-        return _s3(), "/".join(filter(None, (source.owner, source.path)))
+        return s3_filesystem(os.environ, anonymous=True), "/".join(filter(None, (source.owner, source.path)))
     if source.scheme == "hf":
         return _hub(), "/".join(filter(None, (source.owner, source.path)))
     raise ConfigError(
@@ -49,24 +39,6 @@ def open_source(source: Source, field: str) -> tuple[Any, str]:
         field=field,
         fix="Give the folder where the claim is mounted, as file:///path.",
     )
-
-
-def _s3() -> Any:
-    from fsspec.implementations.arrow import ArrowFSWrapper
-    from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
-
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    parts = urlsplit(endpoint)
-    client = S3FileSystem(
-        endpoint_override=parts.netloc or None,
-        scheme=parts.scheme or "https",
-        region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
-        anonymous="AWS_ACCESS_KEY_ID" not in os.environ,
-        connect_timeout=CONNECT_S,
-        request_timeout=ANSWER_S,
-        retry_strategy=AwsStandardS3RetryStrategy(max_attempts=5),
-    )
-    return ArrowFSWrapper(client)
 
 
 def _hub() -> Any:
@@ -108,7 +80,7 @@ def _explain(error: Exception, source: Source, field: str) -> CrescendoError:
         return DiskFullError(f"{field}: the volume is full.", field=field, fix="Raise spec.storage.size, or make room.")
     text = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
     kinds = {kind.__name__ for one in _chain(error) for kind in type(one).__mro__}
-    if kinds & {"GatedRepoError", "PermissionError"} or any(sign in text for sign in _DENIED):
+    if kinds & {"GatedRepoError", "PermissionError"} or any(sign in text for sign in DENIED):
         keys = "HF_TOKEN" if source.scheme == "hf" else "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         fix = "Make the files readable for user 1000." if source.scheme == "file" else ""
         return ConfigError(

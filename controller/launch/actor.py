@@ -4,6 +4,7 @@ Ray's restarts are off: the controller alone replaces actors. An actor ends with
 because Ray ends a driver's actors with the driver.
 """
 
+import asyncio
 import os
 import socket
 import traceback
@@ -13,6 +14,7 @@ from pathlib import Path
 from crescendo.common.errors import CrescendoError, WorkerStartError
 from crescendo.common.rpc.server import ADDRESS_VARIABLE, LOOPBACK
 from crescendo.common.service import ENTRY_POINT_GROUP, RunningService, ServiceSpec
+from crescendo.controller.store import with_inputs
 
 # Spinning OpenMP threads of one engine cost the other a factor of ten on shared cores.
 QUIET_THREADS = {"GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0", "TOKENIZERS_PARALLELISM": "false"}
@@ -46,6 +48,7 @@ class ServiceActor:
                 f"no service is registered for role {spec.role!r} in entry points {ENTRY_POINT_GROUP}.",
                 fix="Install the project again: make setup.",
             )
+        spec = await asyncio.to_thread(with_inputs, spec)
         try:
             self._service = await next(iter(points)).load()(spec)
         except CrescendoError:

@@ -36,6 +36,7 @@ from crescendo.common.weights import stale_shm_files
 from crescendo.controller.launch.cluster import ActorHandle, Cluster
 from crescendo.controller.launch.local import start_local
 from crescendo.controller.launch.worker import STUBS, Worker
+from crescendo.controller.store import store_fields
 
 log = logging.getLogger(__name__)
 
@@ -153,9 +154,8 @@ class Fleet:
                     "every_s": str(self.config.archive.every_s),
                     "chat_template": "true" if self.config.data.chat_template else "false",
                 }
-                await self._launch(
-                    self._spec("archiver", 0, options=options, model_path=str(self.folder.model.resolve()))
-                )
+                model = str(self.folder.model.resolve())
+                await self._launch(self._spec("archiver", 0, options=options, model_path=model))
             return self.workers["archiver-0"]
 
     async def ensure_trainer(self) -> Worker:
@@ -261,6 +261,7 @@ class Fleet:
     def _spec(self, role: str, index: int, **fields: Any) -> ServiceSpec:
         fields.setdefault("token", self.folder.read_token())
         buffer_url = self.buffer_url if role in ("trainer", "rollout", "archiver") else ""
+        fields |= store_fields(role, self.config, self.folder)
         worker_id = f"{role}-{index}"
         incarnation = self._incarnations[worker_id]
         self._incarnations[worker_id] += 1

@@ -25,6 +25,7 @@ life finds there; tests/integration/test_crash_points.py kills at each.
       held-out prompts answered validate.done        outside the ledger: validated again, or not at all
     commit
       files half written        trainer.saving       a folder that no manifest names; the next commit removes it
+        in a checkpoint store   store.uploading      objects that no manifest names; as above
       files written             commit.saved         as above
       manifest beside its place rename commit-N.json as above
       manifest in place         commit.renamed       <- the commit; resumption rolls the buffer to it
@@ -66,18 +67,26 @@ from typing import Any
 from crescendo.buffer import ExperienceBuffer
 from crescendo.common import failpoints
 from crescendo.common.config.schema import Config
-from crescendo.common.errors import CheckpointError, DiskFullError, StaleFenceError
+from crescendo.common.errors import (
+    CheckpointError,
+    CrescendoError,
+    DiskFullError,
+    StaleFenceError,
+    StoreUnavailableError,
+)
 from crescendo.common.runfolder import RunFolder, write_atomically
 from crescendo.controller.launch import Worker
 from crescendo.controller.loop.board import Board
 from crescendo.controller.loop.lease import DeviceLease
 from crescendo.controller.loop.state import RunState
 from crescendo.controller.loop.waits import Patience, cancel, disk_full
+from crescendo.controller.store import StoredCommits
 from crescendo.proto.v1 import trainer_pb2
 
 MANIFEST_VERSION = 1
 MANIFEST_NAME = re.compile(r"commit-(\d{8})\.json")
 FOLDER_NAME = re.compile(r"i\d+-e(\d+)-c\d+-n\d+")
+PASSING = (DiskFullError, StoreUnavailableError)  # a commit that meets these is tried again
 
 
 @dataclass(frozen=True)
@@ -177,7 +186,11 @@ class _Planned:
 
 @dataclass
 class Commits:
-    """Writes and prunes commits. overdue: one could not be written beside the run for want of disk space."""
+    """Writes and prunes commits.
+
+    overdue: one could not be written beside the run for want of room or of the store; stored: where checkpoints lie in
+    a checkpoint store.
+    """
 
     config: Config
     folder: RunFolder
@@ -185,6 +198,7 @@ class Commits:
     lease: DeviceLease
     board: Board
     patience: Patience
+    stored: StoredCommits | None = None
     overdue: bool = False
     _begun: _Planned | None = None
     _beside: asyncio.Task[None] | None = None
@@ -199,7 +213,7 @@ class Commits:
         await self.settle()
         with self.board.phase("commit", state.iteration):
             planned = await self._plan(state, keep, protect_from)
-            saved = await self.patience.through(lambda: self._save(trainer, planned), waits_for=(DiskFullError,))
+            saved = await self.patience.through(lambda: self._save(trainer, planned), waits_for=PASSING)
             await self._complete(planned, saved)
 
     async def begin(self, trainer: Worker, state: RunState, *, keep: int = 3, protect_from: int | None = None) -> None:
@@ -234,7 +248,7 @@ class Commits:
     async def _finish(self, trainer: Worker, planned: _Planned) -> None:
         try:
             saved = await self._save(trainer, planned)
-        except DiskFullError as error:
+        except PASSING as error:
             self.overdue = True
             message = f"iteration {planned.state.iteration} is not committed; the next one will be: {error}"
             self.board.event("commit.missed", message, severity="warning")
@@ -289,6 +303,17 @@ class Commits:
         self.overdue = False
         self.board.status.committed_iteration = state.iteration
         await asyncio.to_thread(self._prune, [*planned.earlier, manifest], planned.keep, planned.protect_from)
+        await self._match_store()
+
+    async def _match_store(self) -> None:
+        """What cannot be done now is done after the next commit: the manifest in the run folder counts already."""
+        if self.stored is None:
+            return
+        named = {manifest.folder for manifest in list_manifests(self.folder)}
+        try:
+            await asyncio.to_thread(self.stored.match, named, self._is_past)
+        except CrescendoError as error:
+            self.board.event("commit.store", f"the checkpoint store is not up to date: {error}", severity="warning")
 
     async def _place(self, path: Path, text: str) -> None:
         """Seen to its end even when whoever waits is cancelled."""
@@ -311,14 +336,18 @@ class Commits:
             scratch.unlink(missing_ok=True)
         named = {manifest.folder for manifest in list_manifests(self.folder)}
         for path in self.folder.checkpoints.iterdir():
-            found = FOLDER_NAME.fullmatch(path.name)
-            if found and path.name not in named and int(found[1]) <= self.lease.fence.epoch:
+            if path.name not in named and self._is_past(path.name):
                 shutil.rmtree(path, ignore_errors=True)
+
+    def _is_past(self, name: str) -> bool:
+        """Whether a checkpoint was begun by this controller or an earlier one."""
+        found = FOLDER_NAME.fullmatch(name)
+        return found is not None and int(found[1]) <= self.lease.fence.epoch
 
     async def load(self, trainer: Worker, manifest: Manifest, weight_version: int) -> None:
         """Loads a commit's checkpoint into the trainer; raises CheckpointError when a file is missing or damaged."""
         folder = self.folder.checkpoints / manifest.folder
-        for name, num_bytes, _ in manifest.files:
+        for name, num_bytes, _ in manifest.files if self.stored is None else ():
             path = folder / name
             if not path.is_file() or path.stat().st_size != num_bytes:
                 raise CheckpointError(

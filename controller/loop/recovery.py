@@ -58,9 +58,9 @@ async def _load_initial(session: "Session") -> None:
 
 
 async def _load_model(session: "Session", version: int) -> None:
-    request = trainer_pb2.LoadModelRequest(
-        fence=session.lease.fence, path=str(session.folder.model.resolve()), weight_version=version
-    )
+    # Trainers with folders of their own have the model elsewhere, and know where.
+    path = "" if session.config.checkpoint_store.carries_inputs else str(session.folder.model.resolve())
+    request = trainer_pb2.LoadModelRequest(fence=session.lease.fence, path=path, weight_version=version)
     await session.fleet.trainer.call("LoadModel", request, timeout_s=session.config.deadlines.start_s)
 
 

@@ -25,7 +25,7 @@ from crescendo.common.runfolder import RunFolder
 from crescendo.common.weights import stale_shm_files
 from crescendo.controller.curriculum import Curriculum
 from crescendo.controller.dataset import Dataset
-from crescendo.controller.launch import Fleet, Supervisor, engine_name
+from crescendo.controller.launch import Fleet, Supervisor
 from crescendo.controller.loop import recovery
 from crescendo.controller.loop.board import Board
 from crescendo.controller.loop.commits import Commits
@@ -44,6 +44,7 @@ from crescendo.controller.loop.waits import Patience, Pulse, cancel, patient
 from crescendo.controller.ownership import FolderLock
 from crescendo.controller.policy import prepare_policy
 from crescendo.controller.stages import StageScheduler
+from crescendo.controller.store import bring_export, open_stored
 from crescendo.proto.v1 import archive_pb2, trainer_pb2
 
 ALREADY_RUNNING_S = 0.05  # what is ensured quicker had not to be started
@@ -156,6 +157,7 @@ class Session:
     async def _open(self) -> None:
         """Policy, buffer and data: what outlives attempts."""
         await asyncio.to_thread(prepare_policy, self.config, self.folder)
+        stored = await asyncio.to_thread(open_stored, self.config, self.folder)
         url = await self.fleet.start_buffer()
         budget_bytes = self.config.buffer.max_memory_mib * 2**20
         connected = await connect(url, self.folder.run_id(), budget_bytes=budget_bytes)
@@ -163,7 +165,10 @@ class Session:
         self.supervisor.start()
         self._apart = self.config.placement.name == "disaggregated"
         self.lease = DeviceLease(self.buffer, self.board, on_gpu=self.fleet.uses_gpu, apart=self._apart)
-        self.commits = Commits(self.config, self.folder, self.buffer, self.lease, self.board, self.patience)
+        self.commits = Commits(self.config, self.folder, self.buffer, self.lease, self.board, self.patience, stored)
+        if stored is not None:
+            known = await self.buffer.committed() is not None
+            await asyncio.to_thread(stored.restore, buffer_knows=known)
         self._loading = asyncio.create_task(asyncio.to_thread(Dataset.load, self.config, self.folder))
 
     async def bring_up_services(self) -> None:
@@ -206,12 +211,7 @@ class Session:
             self.board.event(kind, f"{name} ready after {seconds:.1f} s", worker=name, seconds=seconds)
 
     async def _ensure_engines(self) -> None:
-        indices, quarantine = range(self.fleet.layout.num_engines), self.control.quarantine
-        wanted = [index for index in indices if engine_name(index) not in quarantine.engines]
-        if not wanted:
-            quarantine.clear()
-            self.board.event("engine.quarantine_ended", "this layout has no other engines", severity="warning")
-        await asyncio.gather(*(self.fleet.ensure_engine(index) for index in wanted or indices))
+        await asyncio.gather(*(self.fleet.ensure_engine(index) for index in range(self.fleet.layout.num_engines)))
 
     # Steps --------------------------------------------------------------------------------------------
 
@@ -329,7 +329,11 @@ class Session:
             request = trainer_pb2.ExportModelRequest(
                 fence=self.lease.fence, path=str(self.folder.export.resolve()), dtype=self.config.model.dtype
             )
-            await self.fleet.trainer.call("ExportModel", request, timeout_s=self.config.deadlines.checkpoint_s)
+            limit_s = self.config.deadlines.checkpoint_s
+            written = await self.fleet.trainer.call("ExportModel", request, timeout_s=limit_s)
+            if self.commits.stored is not None:
+                files = [(file.path, file.num_bytes, file.digest) for file in written.files]
+                await asyncio.to_thread(bring_export, self.commits.stored.store, self.folder, files)
         failpoints.reach("finish.exported")
         await self.parts.commit()
         failpoints.reach("finish.committed")

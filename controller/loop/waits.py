@@ -1,8 +1,8 @@
 """Waits that people can see, and that end.
 
     Pulse      no silence: an event whenever nothing was told for TELL_EVERY_S, whatever the run waits for
-    Patience   a buffer that refuses writes or cannot be reached, or a full disk, stops the run, not its work:
-               it stands still with the reason as its status, tries again, and goes on where it was
+    Patience   a buffer or a checkpoint store that cannot be reached or refuses, or a full disk, stops the run, not
+               its work: it stands still with the reason as its status, tries again, and goes on where it was
 
 Both live on the controller's event loop, from the session's start to its end.
 """
@@ -16,7 +16,13 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from crescendo.buffer import ExperienceBuffer
-from crescendo.common.errors import BufferRefusedError, CrescendoError, DiskFullError, WorkerLostError
+from crescendo.common.errors import (
+    BufferRefusedError,
+    CrescendoError,
+    DiskFullError,
+    StoreUnavailableError,
+    WorkerLostError,
+)
 from crescendo.controller.loop.board import WAITING, Board
 from crescendo.controller.loop.control import Control
 
@@ -31,6 +37,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _REASONS: dict[type[CrescendoError], str] = {
     BufferRefusedError: "buffer refuses writes",
     DiskFullError: "disk is full",
+    StoreUnavailableError: "checkpoint store does not answer",
     WorkerLostError: "buffer cannot be reached",
 }
 

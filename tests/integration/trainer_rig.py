@@ -6,7 +6,7 @@ import math
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from crescendo.buffer import EmbeddedServer, ExperienceBuffer, NewGroup, Scored, Update, connect
+from crescendo.common import failpoints
 from crescendo.common.rpc import Client, Endpoint
 from crescendo.common.service import RunningService, ServiceSpec
 from crescendo.common.types import GroupId, Segment, TrajectoryId, TrajectoryState
@@ -143,10 +144,13 @@ def sft_request(count: int, *, batch_size: int = 4, version: int = 1, key: str =
 
 
 @asynccontextmanager
-async def running(folder: Path, model: Path, **options: int | str) -> AsyncIterator[Rig]:
+async def running(
+    folder: Path, model: Path, *, store: Mapping[str, str] | None = None, deaths: str = "", **options: int | str
+) -> AsyncIterator[Rig]:
     """Starts Valkey and a trainer gang (rank 0 in this process), loads the model as version 1.
 
-    options: sizes of the layout and other options of the trainer, by name.
+    store: the spec's fields for a checkpoint store; each rank then has a run folder of its own, as on machines of their
+    own; deaths: failpoints of the other ranks; options: sizes of the layout and other options of the trainer, by name.
     """
     server = EmbeddedServer(folder / "buffer")
     server.start()
@@ -168,17 +172,19 @@ async def running(folder: Path, model: Path, **options: int | str) -> AsyncItera
             "start_timeout_s": "60",
             **{name: str(value) for name, value in options.items()},
         },
+        **(store or {}),
     )
+
     followers = [
         await asyncio.create_subprocess_exec(
             sys.executable,
             str(Path(__file__).with_name("trainer_follower.py")),
-            dataclasses.replace(spec, rank=rank, worker_id=f"trainer-{rank}").to_json(),
-            env={**os.environ, "GOMP_SPINCOUNT": "0", "OMP_NUM_THREADS": "1"},
+            _of_rank(spec, rank).to_json(),
+            env={**os.environ, "GOMP_SPINCOUNT": "0", "OMP_NUM_THREADS": "1", failpoints.VARIABLE: deaths},
         )
         for rank in range(1, world_size)
     ]
-    service = await start(spec)
+    service = await start(_of_rank(spec, 0))
     client = Client(Endpoint(service.address, "secret"), trainer_pb2_grpc.TrainerServiceStub)
     buffer = await connect(server.url, spec.run_id)
     try:
@@ -195,6 +201,11 @@ async def running(folder: Path, model: Path, **options: int | str) -> AsyncItera
                 await asyncio.wait_for(follower.wait(), timeout=10)
             except TimeoutError:
                 follower.kill()
+
+
+def _of_rank(spec: ServiceSpec, rank: int) -> ServiceSpec:
+    place = Path(spec.run_folder, f"machine{rank}") if spec.store else spec.run_folder
+    return dataclasses.replace(spec, rank=rank, worker_id=f"trainer-{rank}", run_folder=str(place))
 
 
 def _free_port() -> int:
