@@ -25,7 +25,7 @@ from crescendo.common.runfolder import RunFolder
 from crescendo.common.weights import stale_shm_files
 from crescendo.controller.curriculum import Curriculum
 from crescendo.controller.dataset import Dataset
-from crescendo.controller.launch import Fleet, Supervisor
+from crescendo.controller.launch import Fleet, Supervisor, engine_name
 from crescendo.controller.loop import recovery
 from crescendo.controller.loop.board import Board
 from crescendo.controller.loop.commits import Commits
@@ -211,7 +211,12 @@ class Session:
             self.board.event(kind, f"{name} ready after {seconds:.1f} s", worker=name, seconds=seconds)
 
     async def _ensure_engines(self) -> None:
-        await asyncio.gather(*(self.fleet.ensure_engine(index) for index in range(self.fleet.layout.num_engines)))
+        indices, quarantine = range(self.fleet.layout.num_engines), self.control.quarantine
+        wanted = [index for index in indices if engine_name(index) not in quarantine.engines]
+        if not wanted:
+            quarantine.clear()
+            self.board.event("engine.quarantine_ended", "this layout has no other engines", severity="warning")
+        await asyncio.gather(*(self.fleet.ensure_engine(index) for index in wanted or indices))
 
     # Steps --------------------------------------------------------------------------------------------
 
