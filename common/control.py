@@ -13,6 +13,7 @@ import psutil
 
 from crescendo.common.errors import RunFolderError
 from crescendo.common.rpc import Client, Endpoint
+from crescendo.common.rpc.channel import MAX_MESSAGE_BYTES
 from crescendo.common.runfolder import RunFolder
 from crescendo.proto.v1 import controller_pb2, controller_pb2_grpc
 
@@ -48,10 +49,14 @@ def read_controller(folder: RunFolder) -> ControllerAddress | None:
 
 
 class ControllerClient:
-    """ControllerService of one run, each call with a deadline and typed errors."""
+    """ControllerService of one run, each call with a deadline and typed errors.
 
-    def __init__(self, address: str, token: str) -> None:
-        self._client = Client(Endpoint(address, token), controller_pb2_grpc.ControllerServiceStub)
+    max_answer_bytes: of answers; less than the default for who asks runs that they do not trust.
+    """
+
+    def __init__(self, address: str, token: str, *, max_answer_bytes: int = MAX_MESSAGE_BYTES) -> None:
+        endpoint = Endpoint(address, token)
+        self._client = Client(endpoint, controller_pb2_grpc.ControllerServiceStub, max_answer_bytes=max_answer_bytes)
 
     async def status(self) -> controller_pb2.RunStatus:
         """The run's status now."""
@@ -65,9 +70,9 @@ class ControllerClient:
         async for answer in self._client.stream(self._client.stub.WatchStatus, request, timeout_s=WATCH_S):
             yield answer.status
 
-    async def metrics(self, num_known: int) -> Sequence[controller_pb2.MetricsRow]:
-        """Metric rows after the first num_known."""
-        request = controller_pb2.ListMetricsRequest(after_row=num_known)
+    async def metrics(self, num_known: int, *, limit: int = 0) -> Sequence[controller_pb2.MetricsRow]:
+        """Metric rows after the first num_known, at most limit of them (0: all)."""
+        request = controller_pb2.ListMetricsRequest(after_row=num_known, limit=limit)
         answer = await self._client.call(self._client.stub.ListMetrics, request, timeout_s=CALL_S, attempts=2)
         return cast(Sequence[controller_pb2.MetricsRow], answer.rows)
 

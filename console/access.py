@@ -38,6 +38,20 @@ HEADERS = {
 NEW_LINK = "Get a new link with: crescendo console RUN\n"
 
 
+def with_headers(send: Send, *, cache: str = "no-store") -> Send:
+    """`send` that puts the security headers on every answer. cache: Cache-Control of answers that name none."""
+
+    async def send_with_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name, value in HEADERS.items():
+                headers[name] = value
+            headers.setdefault("Cache-Control", cache)
+        await send(message)
+
+    return send_with_headers
+
+
 class Access:
     """The token and the sessions of one console. hosts: what the Host header may say, with the port."""
 
@@ -82,16 +96,8 @@ class Guard:
         if scope["type"] != "http":
             return
 
-        async def with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
-                    headers[name] = value
-                headers.setdefault("Cache-Control", "no-store")
-            await send(message)
-
         refusal = self._judge(Request(scope))
-        await (refusal or self._app)(scope, receive, with_headers)
+        await (refusal or self._app)(scope, receive, with_headers(send))
 
     def _judge(self, request: Request) -> Response | None:
         if request.headers.get("host", "") not in self._access.hosts:

@@ -47,8 +47,9 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
 
     @guarded
     async def ListMetrics(self, request: pb.ListMetricsRequest, context: Context) -> pb.ListMetricsResponse:
-        """Rows from a row number on (after_row: rows already known)."""
-        return pb.ListMetricsResponse(rows=self._board.rows[max(0, request.after_row) :])
+        """Rows from a row number on (after_row: rows already known), at most `limit`."""
+        rows = self._board.rows[max(0, request.after_row) :]
+        return pb.ListMetricsResponse(rows=rows[: request.limit] if request.limit > 0 else rows)
 
     @guarded
     async def ListEvents(self, request: pb.ListEventsRequest, context: Context) -> pb.ListEventsResponse:

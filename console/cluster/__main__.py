@@ -15,7 +15,7 @@ from crescendo.console.cluster.sessions import Sessions
 async def serve(options: argparse.Namespace) -> None:
     """Serves until a signal."""
     doorkeeper = Doorkeeper()
-    app = create_app(doorkeeper, Sessions.from_environment(), namespace=options.namespace, verbs=options.verbs)
+    app = create_app(doorkeeper, Sessions.from_environment(), namespace=options.namespace, actions=options.actions)
     config = uvicorn.Config(
         app, host=options.host, port=options.port, log_level="info", access_log=False, server_header=False,
         timeout_graceful_shutdown=10, limit_concurrency=256,
@@ -33,8 +33,8 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=8080, help="TCP port (8080)")
     parser.add_argument("--namespace", default="", help="show this namespace only")
     changing = parser.add_mutually_exclusive_group()
-    changing.add_argument("--verbs", action="store_true", help="let people suspend, resume and promote")
-    changing.add_argument("--read-only", dest="verbs", action="store_false", help="show only (default)")
+    changing.add_argument("--actions", action="store_true", help="let people act on jobs, with their own rights")
+    changing.add_argument("--read-only", dest="actions", action="store_false", help="show only (default)")
     try:
         asyncio.run(serve(parser.parse_args()))
     except CrescendoError as error:

@@ -1,13 +1,13 @@
-"""RLJobs, their pods and events, as one person may see them.
+"""RLJobs, their pods and events, as one person may see and change them.
 
-Every read and change carries the person's own token, so the API server's rules decide, not the console's. The console's
-service account only asks whose token it is (TokenReview).
+Every call carries the person's own token, so the API server's rules decide, not the console's. The console's service
+account only asks whose token it is (TokenReview).
 """
 
 import asyncio
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
 
 import httpx2
 from lightkube import AsyncClient, KubeConfig
@@ -19,11 +19,18 @@ from lightkube.types import PatchType
 from crescendo.common.errors import CrescendoError
 
 TIMEOUT_S: Final = 15.0
-JOB_LABEL: Final = "rl.crescendo.dev/job"
-_JOBS: Final[Any] = create_namespaced_resource("rl.crescendo.dev", "v1alpha1", "RLJob", "rljobs")
+MAX_REVIEWS: Final = 8
+GROUP: Final = "rl.crescendo.dev"
+JOB_LABEL: Final = f"{GROUP}/job"
+EVERYWHERE: Final = "*"
+_SERVICE_ACCOUNT: Final = "system:serviceaccount:"
+_JOBS: Final[Any] = create_namespaced_resource(GROUP, "v1alpha1", "RLJob", "rljobs")
 _PODS: Final[Any] = create_namespaced_resource("", "v1", "Pod", "pods")
 _EVENTS: Final[Any] = create_namespaced_resource("", "v1", "Event", "events")
 _TOKEN_REVIEW: Final[Any] = create_global_resource("authentication.k8s.io", "v1", "TokenReview", "tokenreviews")
+_ACCESS_REVIEW: Final[Any] = create_global_resource(
+    "authorization.k8s.io", "v1", "SelfSubjectAccessReview", "selfsubjectaccessreviews"
+)
 Manifest = dict[str, Any]
 
 
@@ -40,19 +47,48 @@ class Person:
     """Who a token belongs to."""
 
     name: str
-    token: str
+    token: str = field(repr=False)
+
+    @property
+    def home(self) -> str:
+        """A service account's namespace; empty for people."""
+        account = self.name.removeprefix(_SERVICE_ACCOUNT)
+        return account.partition(":")[0] if account != self.name else ""
+
+
+@dataclass(frozen=True)
+class Right:
+    """verb on a resource ("rljobs", "rljobs/pause", "pods/log"; of the core group when it has no group)."""
+
+    verb: str
+    resource: str
+    group: str = GROUP
+
+
+class Reader(Protocol):
+    """The cluster as one person sees it."""
+
+    async def jobs(self, namespace: str) -> list[Manifest]: ...
+    async def job(self, namespace: str, name: str) -> Manifest: ...
+    async def pods(self, namespace: str, name: str) -> list[Manifest]: ...
+    async def events(self, namespace: str, uid: str) -> list[Manifest]: ...
+    async def may(self, namespace: str, rights: Collection[Right]) -> frozenset[Right]: ...
+    async def change(self, namespace: str, name: str, patch: Manifest) -> None: ...
+    async def close(self) -> None: ...
 
 
 class Doorkeeper:
-    """Says whose token it is, with the console's own rights."""
+    """Says whose token it is, with the console's own rights. A few questions at a time."""
 
     def __init__(self) -> None:
         self._client: Any = AsyncClient(config=KubeConfig.from_env(), trust_env=False)
+        self._turns = asyncio.Semaphore(MAX_REVIEWS)
 
     async def admit(self, token: str) -> Person | None:
         """The token's owner; None when the API server does not know it."""
         review = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "metadata": {}}
-        answer = await _asked(self._client.create(_TOKEN_REVIEW({**review, "spec": {"token": token}})))
+        async with self._turns:
+            answer = await _asked(self._client.create(_TOKEN_REVIEW({**review, "spec": {"token": token}})))
         status: Mapping[str, Any] = answer.get("status") or {}
         if not status.get("authenticated"):
             return None
@@ -64,18 +100,18 @@ class Doorkeeper:
 
 
 class JobReader:
-    """The cluster as a person sees it; made for one request."""
+    """The cluster through the API server; made for one request."""
 
     def __init__(self, person: Person) -> None:
         found = KubeConfig.from_env().get()
         if found is None:
             raise ClusterRefusal("the console knows no cluster.", 0)
         config = KubeConfig.from_one(cluster=found.cluster, user=User(token=person.token))
-        self._client: Any = AsyncClient(config=config, trust_env=False)
+        self._client: Any = AsyncClient(config=config, trust_env=False, field_manager="crescendo-console")
 
     async def jobs(self, namespace: str) -> list[Manifest]:
-        """All RLJobs of a namespace, "*" for every one."""
-        return sorted(await self._list(_JOBS, namespace, {}), key=_age)
+        """All RLJobs of a namespace, or EVERYWHERE."""
+        return await self._list(_JOBS, namespace, {})
 
     async def job(self, namespace: str, name: str) -> Manifest:
         """One RLJob."""
@@ -86,17 +122,31 @@ class JobReader:
         return await self._list(_PODS, namespace, {JOB_LABEL: name})
 
     async def events(self, namespace: str, uid: str) -> list[Manifest]:
-        """The events on a job, newest last."""
-        found = await self._list(_EVENTS, namespace, {}, {"involvedObject.uid": uid})
-        return sorted(found, key=lambda event: str(event.get("eventTime") or event.get("lastTimestamp") or ""))
+        """The events on a job, in no order."""
+        return await self._list(_EVENTS, namespace, {}, {"involvedObject.uid": uid})
 
-    async def change(self, namespace: str, name: str, spec: Manifest) -> None:
-        """Changes fields of a job's spec."""
-        await _asked(self._client.patch(_JOBS, name, {"spec": spec}, namespace=namespace, patch_type=PatchType.MERGE))
+    async def may(self, namespace: str, rights: Collection[Right]) -> frozenset[Right]:
+        """Which of these rights the person has in a namespace, or EVERYWHERE: a SelfSubjectAccessReview each."""
+        answers = await asyncio.gather(*(self._has(namespace, right) for right in rights))
+        return frozenset(right for right, holds in zip(rights, answers, strict=True) if holds)
+
+    async def change(self, namespace: str, name: str, patch: Manifest) -> None:
+        """Merges a patch into a job."""
+        await _asked(self._client.patch(_JOBS, name, patch, namespace=namespace, patch_type=PatchType.MERGE))
 
     async def close(self) -> None:
         """Ends the connections."""
         await self._client.close()
+
+    async def _has(self, namespace: str, right: Right) -> bool:
+        resource, _, subresource = right.resource.partition("/")
+        asked = {
+            "namespace": "" if namespace == EVERYWHERE else namespace,
+            "group": right.group, "resource": resource, "subresource": subresource, "verb": right.verb,
+        }  # fmt: skip
+        review = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview", "metadata": {}}
+        answer = await _asked(self._client.create(_ACCESS_REVIEW({**review, "spec": {"resourceAttributes": asked}})))
+        return bool((answer.get("status") or {}).get("allowed"))
 
     async def _list(
         self, kind: Any, namespace: str, labels: Mapping[str, str], fields: Mapping[str, str] | None = None
@@ -107,11 +157,6 @@ class JobReader:
 
         found: list[Manifest] = await _asked(collect())
         return found
-
-
-def _age(job: Manifest) -> tuple[str, str, str]:
-    metadata = job["metadata"]
-    return str(metadata["namespace"]), str(metadata.get("creationTimestamp", "")), str(metadata["name"])
 
 
 async def _asked(call: Any) -> Any:

@@ -52,6 +52,28 @@ class StubRun(controller_pb2_grpc.ControllerServiceServicer):
         self.status.stage = request.stage
         return pb.PromoteStageResponse(stage=request.stage)
 
+    async def PauseRun(self, request: pb.PauseRunRequest, context: Context) -> pb.PauseRunResponse:
+        """Stands still."""
+        self.verbs.append("pause")
+        self.status.paused = True
+        return pb.PauseRunResponse()
+
+    async def ListMetrics(self, request: pb.ListMetricsRequest, context: Context) -> pb.ListMetricsResponse:
+        """Three iterations."""
+        rows = [
+            pb.MetricsRow(row=number, stage="context-32", values={"iteration": number + 1, "reward": number / 4})
+            for number in range(3)
+        ]
+        return pb.ListMetricsResponse(rows=rows[request.after_row :])
+
+    async def ListEvents(self, request: pb.ListEventsRequest, context: Context) -> pb.ListEventsResponse:
+        """One."""
+        return pb.ListEventsResponse(events=[pb.Event(sequence=1, kind="stage.entered", message="context-32")])
+
+    async def ListSamples(self, request: pb.ListSamplesRequest, context: Context) -> pb.ListSamplesResponse:
+        """A hostile one."""
+        return pb.ListSamplesResponse(samples=[pb.Sample(prompt="2+2", response="<script>alert(1)</script>four")])
+
 
 class StubController:
     """Serves a StubRun between `start` and `stop`. address: host:port."""
@@ -82,17 +104,17 @@ class StubController:
         def register(server: grpc.aio.Server) -> None:
             controller_pb2_grpc.add_ControllerServiceServicer_to_server(self.run, server)
 
-        server = await serve(register, [SERVICE_NAME], roles=frozenset({"operator"}))
+        server = await serve(register, [SERVICE_NAME], roles=frozenset({"operator", "console"}))
         self.address = server.address
         self._ready.set()
         await self._ended.wait()
         await server.stop(0.1)
 
 
-def write_identity(plane: ControlPlane, folder: Path) -> dict[str, str]:
-    """A controller's certificate from the authority in the cluster, made as the operator makes it; the environment."""
+def write_identity(plane: ControlPlane, folder: Path, role: str = "controller") -> dict[str, str]:
+    """A certificate from the authority in the cluster, made as the operator makes it; the environment."""
     authority = asyncio.run(_authority(plane))
-    uri = Identity("anywhere", "stub", "controller").uri
+    uri = Identity("anywhere", "stub", role).uri
     leaf = new_leaf(authority, uri, [SERVER_NAME], datetime.now(UTC), days=1)
     folder.mkdir()
     for name, content in (("tls.crt", leaf.certificate), ("tls.key", leaf.key), ("ca.crt", authority.certificate)):

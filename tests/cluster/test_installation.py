@@ -104,11 +104,8 @@ def test_everything_becomes_ready_under_pod_security(control_plane: ControlPlane
     assert "violates PodSecurity" in refusal(control_plane, CARELESS)
 
 
-def test_the_consoles_rights_are_two_reviews(control_plane: ControlPlane, helm: Helm) -> None:
-    assert rights(control_plane, "crescendo-console", SYSTEM) == {
-        ("create", "tokenreviews"),
-        ("create", "subjectaccessreviews"),
-    }
+def test_the_consoles_right_is_one_review(control_plane: ControlPlane, helm: Helm) -> None:
+    assert rights(control_plane, "crescendo-console", SYSTEM) == {("create", "tokenreviews")}
 
 
 def test_the_operator_does_its_work_with_its_rights_and_has_no_others(

@@ -308,15 +308,19 @@ class ListMetricsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     AFTER_ROW_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
     after_row: _builtins.int
+    limit: _builtins.int
+    """at most so many rows; 0: all"""
     def __init__(
         self,
         *,
         after_row: _builtins.int = ...,
+        limit: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_row", b"after_row"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_row", b"after_row", "limit", b"limit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -43,7 +43,9 @@ def test_the_console_shows_the_job_in_a_browser(node: Node, team: str, tmp_path:
 
 
 def look_around(page: Page, url: str, team: str) -> None:
-    """The reader may see the team's jobs and no other's."""
+    """The reader lands among the team's jobs and may see no other's."""
+    expect(page).to_have_url(f"{url}/?namespace={team}")
+    page.goto(f"{url}/")
     expect(page.get_by_text("You may not see this")).to_be_visible()
     page.goto(f"{url}/?namespace={team}")
     page.get_by_role("link", name="colocated").click()
