@@ -201,7 +201,7 @@ def _explained(failure: ApiFailure) -> CrescendoError:
     if failure.code == 403:
         fix = "Ask the cluster's administrator: the roles view, edit and admin hold the rights on rljobs."
         return ConfigError(failure.message, fix=fix)
-    if failure.code == 404 and "namespaces" in failure.message:
+    if failure.code == 404 and 'namespaces "' in failure.message:
         return ConfigError(failure.message, field="--namespace", fix="Name one that there is.")
     if failure.code == 404:
         return EnvironmentProblem(

@@ -11,7 +11,7 @@ import pytest
 
 from tests.cluster.jobs import JobView, quickstart
 from tests.cluster.kube.control_plane import ControlPlane, KubectlError
-from tests.unit.chart.test_chart import render
+from tests.unit.chart.rendering import render
 
 pytestmark = pytest.mark.timeout(600)
 ROOT = Path(__file__).parents[2]
