@@ -171,8 +171,8 @@ def test_what_a_run_is_made_of_is_fixed(control_plane: ControlPlane, namespace: 
 def test_what_steers_it_may_change(control_plane: ControlPlane, namespace: str) -> None:
     control_plane.apply(quickstart("math", namespace))
     job = JobView(control_plane, "math", namespace)
-    job.patch(suspend=True, promoteTo="long", ttlSecondsAfterFinished=60, activeDeadlineSeconds=100)
-    assert job.body()["spec"]["promoteTo"] == "long"
+    job.patch(suspend=True, promoteTo="context-64", ttlSecondsAfterFinished=60, activeDeadlineSeconds=100)
+    assert job.body()["spec"]["promoteTo"] == "context-64"
 
 
 @pytest.mark.parametrize("recipe", sorted(ROOT.glob("recipes/*/rljob.yaml")), ids=lambda path: path.parent.name)
