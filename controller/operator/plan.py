@@ -158,8 +158,9 @@ def _suspend(observed: Observed, draft: Draft) -> Plan:
     if not (ended or late):
         note = (Note("Normal", "Suspending", "the run commits, then its pods go"),) if asked is None else ()
         return Plan(calls=(Call("stop"),), events=note, again_s=SOON_S)
-    notes = (Note("Warning", "SuspendDeadlineExceeded", "no commit in time; the last one counts"),)
-    notes = notes if late and job.attempt <= attempt.number else ()
+    notes: tuple[Note, ...] = ()
+    if late and job.attempt <= attempt.number:
+        notes = (Note("Warning", "SuspendDeadlineExceeded", "no commit in time; the last one counts"),)
     # The number moves on first, so that a lost RayJob is not taken for a failure afterwards.
     draft.set(attempt=attempt.number + 1)
     return Plan(delete=_names(observed), events=notes, again_s=SOON_S)
