@@ -251,15 +251,15 @@ def _watch(observed: Observed, draft: Draft, attempt: Attempt, stale: tuple[str,
 def _queued(observed: Observed, draft: Draft, attempt: Attempt, stale: tuple[str, ...]) -> Plan:
     """Kueue holds it back, or has taken its devices away: no failure, and no deadline runs."""
     job, hold = observed.job, observed.hold
-    if not job.queue_labels.items() <= attempt.labels.items():
-        # It asks anew where it is told to now; Kueue itself moves nothing from a queue that does not exist.
-        draft.set(attempt=attempt.number + 1, attemptTime=None)
-        draft.phase("Queued", "QueueChanged", f"to {job.spec['queue']['name']}")
-        return Plan(delete=_names(observed), again_s=SOON_S)
     events: tuple[Note, ...] = ()
     if job.is_true("Running"):
         events = (Note("Warning", "Evicted", f"{hold.message}; the run goes on from its last commit"),)
     draft.stop_running("Queued")
+    if not job.queue_labels.items() <= attempt.labels.items():
+        # It asks anew where it is told to now; its number moves on first, as for a suspension.
+        draft.set(attempt=attempt.number + 1, attemptTime=None)
+        draft.phase("Queued", "QueueChanged", f"to {job.spec['queue']['name']}")
+        return Plan(delete=_names(observed), events=events, again_s=SOON_S)
     draft.condition("Queued", True, hold.reason, hold.message)
     draft.phase("Queued", hold.reason, hold.message)
     return Plan(delete=stale, events=events)

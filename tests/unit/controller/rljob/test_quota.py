@@ -76,6 +76,21 @@ def test_a_job_that_waits_is_moved_to_the_queue_that_it_is_told() -> None:
     assert world.status.get("failures", 0) == 0
 
 
+def test_a_job_that_ran_leaves_its_queue_when_it_is_evicted() -> None:
+    world = queued()
+    world.kuberay(suspended="")
+    world.run()
+    world.spec = {**world.spec, "queue": {"name": "other"}}
+    assert world.reconcile().delete == ()
+    world.kuberay(suspended="yes", deployment_status="Suspending")
+    decided = world.reconcile()
+    assert decided.delete == ("math-1",)
+    assert [note.reason for note in decided.events] == ["Evicted"]
+    assert world.condition("Running") == "False"
+    world.reconcile()
+    assert list(world.attempts) == ["math-2"]
+
+
 def test_a_label_that_kueue_adds_moves_nobody() -> None:
     world = queued()
     only = world.attempts["math-1"]
