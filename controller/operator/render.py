@@ -1,7 +1,7 @@
 """A run file as an RLJob and back, for `crescendo render` and `crescendo submit`. Pure.
 
-What the operator decides on a cluster (name, folder, buffer, placement, console) leaves the run file on the way there
-and comes back as the RLJob's own fields.
+What the operator decides on a cluster (name, folder, buffer, checkpoint store, placement, console) leaves the run file
+on the way there and comes back as the RLJob's own fields.
 """
 
 import math
@@ -14,7 +14,7 @@ from crescendo.common.errors import ConfigError
 from crescendo.controller.operator.quantity import quantity_bytes
 from crescendo.controller.operator.resource import API_VERSION, KIND, Manifest
 
-_CLUSTER_DECIDES: Final = ("buffer", "placement", "console")
+_CLUSTER_DECIDES: Final = ("buffer", "checkpointStore", "placement", "console")
 _MODES: Final = {"colocated": "Colocated", "disaggregated": "Disaggregated"}
 
 
@@ -42,7 +42,9 @@ def to_rljob(run: Manifest, *, image: str, name: str = "", namespace: str = "") 
     metadata: Manifest = {"name": name or config.run.name}
     if namespace:
         metadata["namespace"] = namespace
-    spec = {"image": image, "placement": placement, "run": spec_run}
+    spec: Manifest = {"image": image, "placement": placement, "run": spec_run}
+    if "://" in config.checkpoint_store.url:  # a folder means nothing in pods
+        spec["storage"] = {"checkpoints": {"uri": config.checkpoint_store.url}}
     return {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": spec}
 
 
@@ -64,5 +66,8 @@ def to_run_file(job: Manifest) -> Manifest:
         run["placement"]["device_memory_gib"] = memory / 2**30
     if own:
         run["placement"]["rollout_devices"] = own * max(1, per_node)
+    store = (job["spec"].get("storage") or {}).get("checkpoints")
+    if store:
+        run["checkpoint_store"] = {"url": store["uri"]}
     ordered = ["run", *(key for key in run if key != "run")]
     return {key: run[key] for key in ordered}

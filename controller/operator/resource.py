@@ -86,6 +86,11 @@ class Job:
         return self.spec.get("placement") or {}
 
     @property
+    def checkpoint_store(self) -> Mapping[str, Any]:
+        """spec.storage.checkpoints; empty when checkpoints lie on the run's volume."""
+        return (self.spec.get("storage") or {}).get("checkpoints") or {}
+
+    @property
     def devices_per_node(self) -> int:
         """GPUs of one worker pod; 0 on cores."""
         return int(self.placement.get("devicesPerNode", 0))

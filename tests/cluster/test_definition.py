@@ -60,6 +60,15 @@ def two_nodes(job: dict[str, Any]) -> None:
     job["spec"]["placement"] = {"nodes": 2}
 
 
+def disk_without_a_shared_folder(job: dict[str, Any]) -> None:
+    job["spec"]["storage"] = {"checkpoints": {"uri": "s3://runs"}}
+    job["spec"]["run"]["trainer"] = {"weightChannel": "disk"}
+
+
+def checkpoints_nowhere(job: dict[str, Any]) -> None:
+    job["spec"]["storage"] = {"checkpoints": {"uri": "memory://runs"}}
+
+
 def bad_uri(job: dict[str, Any]) -> None:
     job["spec"]["model"] = {"uri": "ftp://models/qwen"}
 
@@ -111,7 +120,10 @@ def unknown_gate(job: dict[str, Any]) -> None:
         (uneven, "must divide nodes x devicesPerNode"),
         (no_rollout_nodes, "rolloutNodes is set exactly when mode is Disaggregated"),
         (sidecar, "Sidecar is reserved"),
+        (two_nodes, "spec.storage.accessMode is ReadWriteOnce with 2 nodes in spec.placement"),
         (two_nodes, "several nodes need accessMode ReadWriteMany"),
+        (disk_without_a_shared_folder, "weightChannel disk needs a folder that all pods share"),
+        (checkpoints_nowhere, "spec.storage.checkpoints.uri"),
         (bad_uri, "spec.model.uri"),
         (another_account, "podPatches may set no service account"),
         (root_container, "podPatches may set no service account, no securityContext"),
@@ -142,6 +154,14 @@ def test_what_patches_may_set_is_kept_as_it_was_given(control_plane: ControlPlan
     patches = [{"component": "head", "template": template}]
     control_plane.apply(quickstart("math", namespace, podPatches=patches, promoteTo="context-64"))
     assert JobView(control_plane, "math", namespace).body()["spec"]["podPatches"] == patches
+
+
+@pytest.mark.parametrize("storage", [{"accessMode": "ReadWriteMany"}, {"checkpoints": {"uri": "s3://runs/team"}}])
+def test_several_nodes_share_a_volume_or_have_object_storage(
+    control_plane: ControlPlane, namespace: str, storage: dict[str, Any]
+) -> None:
+    job = quickstart("math", namespace, placement={"nodes": 2}, storage=storage)
+    assert refusal(control_plane, job) == ""
 
 
 def test_a_typo_is_refused(control_plane: ControlPlane, namespace: str) -> None:

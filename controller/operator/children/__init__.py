@@ -6,7 +6,13 @@ from crescendo.controller.operator.children.network import policies
 from crescendo.controller.operator.children.pods import forbidden_patches, metadata, selector
 from crescendo.controller.operator.children.rayjob import CONTROLLER_PORT, ray_job
 from crescendo.controller.operator.children.run_file import config_map, problems
-from crescendo.controller.operator.children.storage import STORAGE_ID, buffer_service, buffer_set, volume_claim
+from crescendo.controller.operator.children.storage import (
+    STORAGE_ID,
+    buffer_service,
+    buffer_set,
+    storage_problems,
+    volume_claim,
+)
 from crescendo.controller.operator.options import Options
 from crescendo.controller.operator.resource import Job, Manifest
 from crescendo.controller.operator.shared_buffer import is_shared, shared_problems
@@ -35,7 +41,7 @@ def spec_problems(job: Job, options: Options) -> tuple[str, ...]:
     found = shared_problems(job, options)
     unreadable = input_problems(job)
     wrong = unreadable or problems(job, options)
-    return tuple(found + forbidden_patches(job) + (wrong or capacity_problems(job, options)))
+    return tuple(found + storage_problems(job) + forbidden_patches(job) + (wrong or capacity_problems(job, options)))
 
 
 def _service_account(job: Job) -> Manifest:

@@ -13,6 +13,7 @@ RUN_FOLDER_MOUNT: Final = "/var/lib/crescendo"
 RUN_FILE_MOUNT: Final = "/etc/crescendo/job"
 IDENTITY_MOUNT: Final = "/etc/crescendo/identity"
 BUFFER_PASSWORD_MOUNT: Final = "/etc/crescendo/buffer"
+STORE_KEYS_MOUNT: Final = "/etc/crescendo/store"
 USER_ID: Final = 1000
 PROTECTED: Final = (
     "automountServiceAccountToken", "serviceAccountName", "serviceAccount", "securityContext",
@@ -116,7 +117,7 @@ def run_pod(
             }
         ],
         "volumes": [
-            {"name": "run", "persistentVolumeClaim": {"claimName": claim_name(job)}},
+            _run_volume(job, component),
             {"name": "run-file", "configMap": {"name": f"{job.name}-run"}},
             {"name": "identity", "secret": {"secretName": identity_secret, "defaultMode": 0o440}},
             {"name": "tmp", "emptyDir": {}},
@@ -124,6 +125,7 @@ def run_pod(
         ],
     }
     _mount_buffer_password(pod, job)
+    _mount_store_keys(pod, job)
     if spec.get("imagePullSecrets"):
         pod["imagePullSecrets"] = list(spec["imagePullSecrets"])
     if steps[0]:
@@ -143,7 +145,7 @@ def _environment(job: Job, devices: int) -> list[Manifest]:
     ]
     if not devices:
         environment.append({"name": "NVIDIA_VISIBLE_DEVICES", "value": "void"})
-    if is_shared(job):
+    if is_shared(job) or job.checkpoint_store:  # what both hold is found again by it on an emptied volume
         environment.append({"name": RUN_ID_VARIABLE, "value": run_id(job)})
     return environment
 
@@ -157,6 +159,22 @@ def _mount_buffer_password(pod: Manifest, job: Job) -> None:
     pod["containers"][0]["volumeMounts"].append(mount)
 
 
+def _mount_store_keys(pod: Manifest, job: Job) -> None:
+    """As files, so that what the run starts does not inherit them."""
+    name = (job.checkpoint_store.get("secretRef") or {}).get("name")
+    if name:
+        pod["volumes"].append({"name": "store-keys", "secret": {"secretName": name, "defaultMode": 0o440}})
+        mount = {"name": "store-keys", "mountPath": STORE_KEYS_MOUNT, "readOnly": True}
+        pod["containers"][0]["volumeMounts"].append(mount)
+
+
+def _run_volume(job: Job, component: str) -> Manifest:
+    """The run's volume; with a checkpoint store the workers have a folder of their own."""
+    if job.checkpoint_store and component != "head":
+        return {"name": "run", "emptyDir": {}}
+    return {"name": "run", "persistentVolumeClaim": {"claimName": claim_name(job)}}
+
+
 def claim_name(job: Job) -> str:
     """The run's volume claim: given, or the operator's own."""
     return str((job.spec.get("storage") or {}).get("claimName") or f"{job.name}-run")
@@ -165,6 +183,7 @@ def claim_name(job: Job) -> str:
 def _scheduling(job: Job, component: str, devices: int) -> Manifest:
     """Where a pod may run. A volume that one node mounts keeps all pods of the run together, by the workers' rules."""
     one_node = (job.spec.get("storage") or {}).get("accessMode", "ReadWriteOnce") == "ReadWriteOnce"
+    one_node = one_node and not job.checkpoint_store
     if component == "head" and not one_node:
         return {}
     placement = job.placement

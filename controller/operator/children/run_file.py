@@ -15,7 +15,12 @@ from crescendo.common.config import Config, check_mapping
 from crescendo.common.config.tree import camel_case
 from crescendo.common.errors import ConfigError
 from crescendo.controller.operator.children.inputs import inputs
-from crescendo.controller.operator.children.pods import BUFFER_PASSWORD_MOUNT, RUN_FOLDER_MOUNT, metadata
+from crescendo.controller.operator.children.pods import (
+    BUFFER_PASSWORD_MOUNT,
+    RUN_FOLDER_MOUNT,
+    STORE_KEYS_MOUNT,
+    metadata,
+)
 from crescendo.controller.operator.children.storage import BUFFER_PORT
 from crescendo.controller.operator.options import Options
 from crescendo.controller.operator.quantity import quantity_bytes
@@ -37,6 +42,9 @@ def run_file(job: Job, options: Options) -> Manifest:
         run["rewardService"] = {**run.get("rewardService", {}), "address": options.reward_address}
     if sum(full_size(job).values()) > 1 and run.get("trainer", {}).get("weightChannel", "shm") == "shm":
         run["trainer"] = {**run.get("trainer", {}), "weightChannel": "tcp"}  # pods share no memory
+    if job.checkpoint_store:
+        keys = STORE_KEYS_MOUNT if job.checkpoint_store.get("secretRef") else ""
+        run["checkpointStore"] = {"url": job.checkpoint_store["uri"], "credentials": keys, "carriesInputs": True}
     for one in inputs(job):
         _set(run, one.run_path, one.value)
     return run

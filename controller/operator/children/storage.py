@@ -1,10 +1,14 @@
 """What outlives an attempt: the run's volume and the buffer with its volume.
 
+With spec.storage.checkpoints the trainer's checkpoints lie in object storage instead, and workers mount no volume: they
+get configuration and model by the store (docs/decisions/0028-checkpoints-in-object-storage.md).
+
 Both volumes carry one storage id and one retention: under `Retain` they stay when the job is deleted, under `Delete`
 they go with it. A resumption whose volumes carry different ids is refused (plan.py). The buffer's server always goes
 with the job.
 """
 
+from collections.abc import Iterator
 from typing import Final
 
 from crescendo.controller.operator.children.pods import (
@@ -20,11 +24,40 @@ from crescendo.controller.operator.children.pods import (
 from crescendo.controller.operator.crd import GROUP
 from crescendo.controller.operator.options import Options
 from crescendo.controller.operator.resource import Job, Manifest
+from crescendo.controller.operator.size import full_size
 
 STORAGE_ID: Final = f"{GROUP}/storage-id"
 BUFFER_PORT: Final = 6379
 BUFFER_MOUNT: Final = "/data"
 PASSWORD_MOUNT: Final = "/etc/buffer"
+
+
+def storage_problems(job: Job) -> list[str]:
+    """Why pods on several nodes could not reach what they need."""
+    found = []
+    nodes, mode = sum(full_size(job).values()), (job.spec.get("storage") or {}).get("accessMode", "ReadWriteOnce")
+    if nodes > 1 and mode != "ReadWriteMany" and not job.checkpoint_store:
+        found.append(
+            f"spec.storage.accessMode is {mode} with {nodes} nodes in spec.placement: several nodes need accessMode "
+            "ReadWriteMany for checkpoints, or object storage: name it in spec.storage.checkpoints.uri"
+        )
+    widest = max(_engine_sizes(job))
+    if job.checkpoint_store and job.devices_per_node and widest > job.devices_per_node:
+        found.append(
+            f"an engine of spec.run takes {widest} devices (tensorParallel), spec.placement.devicesPerNode is "
+            f"{job.devices_per_node}: with spec.storage.checkpoints an engine must fit one pod, since the model "
+            "comes to the pods that start one; lower it, or use accessMode ReadWriteMany without checkpoints"
+        )
+    return found
+
+
+def _engine_sizes(job: Job) -> Iterator[int]:
+    """Devices of an engine, over all stages."""
+    run = job.spec["run"]
+    yield int((run.get("rollout") or {}).get("tensorParallel", 1))
+    for step in run.get("steps") or ():
+        for stage in (step.get("rl") or {}).get("stages") or ():
+            yield int((stage.get("layout") or {}).get("engineTensorParallel", 0))
 
 
 def volume_claim(job: Job, storage_id: str) -> Manifest | None:
