@@ -8,7 +8,7 @@
 #           CRESCENDO_REGISTRY_USER and CRESCENDO_REGISTRY_PASSWORD
 #   PLAIN_HTTP=1  push without TLS, to a registry on this machine
 #   LEAVE_OUT  packages that the run images go without (a pattern of names), for nodes that bring them on a volume
-#   KEEP_STAGES=1  tag the stages that the last one copies from too (<name>-stages), so that `buildah rmi --prune` spares them
+#   KEEP_STAGES=1  tag what the last stage copies from too (<name>-stages), so that `buildah rmi --prune` spares it
 #   BUILDAH_OPTIONS  `--isolation chroot` inside a container
 set -euo pipefail
 cd "$(dirname "$0")/../.."

@@ -74,6 +74,7 @@ class Registry:
         return found.raise_for_status()
 
     def _answers(self) -> bool:
+        """Whether it serves, and nobody without a login."""
         try:
             return httpx.get(f"http://{self.host}/v2/", timeout=5).status_code == httpx.codes.UNAUTHORIZED
         except httpx.TransportError:
