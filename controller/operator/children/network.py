@@ -16,7 +16,7 @@ from crescendo.controller.operator.resource import COMPONENT_LABEL, JOB_LABEL, J
 from crescendo.controller.operator.shared_buffer import is_shared
 
 HTTPS_PORT = 443
-METRICS_PORT = 9464
+METRICS_PORT = 8080  # of Ray itself, on every pod; KubeRay's choice
 DASHBOARD_PORT = 8265
 RAY_COMPONENTS = ("head", "worker", "rollout", "submitter")
 
@@ -37,7 +37,7 @@ def policies(job: Job, options: Options) -> list[Manifest]:
             ingress=[
                 {"from": [ray]},
                 {"from": [kuberay], "ports": [_tcp(DASHBOARD_PORT)]},
-                {"from": [platform], "ports": [_tcp(CONTROLLER_PORT), _tcp(DASHBOARD_PORT)]},
+                {"from": [_callers(options.namespace)], "ports": [_tcp(CONTROLLER_PORT)]},
                 {"from": [_prometheus()], "ports": [_tcp(METRICS_PORT)]},
             ],
             egress=[{"to": [own]}, {"to": [platform]}, _outside(job), *_shared_buffer(job, options)],
@@ -83,6 +83,13 @@ def _components(job: Job, names: tuple[str, ...]) -> Manifest:
 
 def _from_namespace(name: str) -> Manifest:
     return {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
+
+
+def _callers(namespace: str) -> Manifest:
+    """Those of the chart's pods that ask controllers: the operator, and the console."""
+    components = [{"key": "app.kubernetes.io/component", "operator": "In", "values": ["operator", "console"]}]
+    chart = {"matchLabels": {"app.kubernetes.io/name": "crescendo"}, "matchExpressions": components}
+    return {**_from_namespace(namespace), "podSelector": chart}
 
 
 def _prometheus() -> Manifest:
