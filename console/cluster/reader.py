@@ -11,18 +11,20 @@ from typing import Any, Final, Protocol
 
 import httpx2
 from lightkube import AsyncClient, KubeConfig
+from lightkube.config.kubeconfig import SingleConfig
 from lightkube.config.models import User
-from lightkube.core.exceptions import ApiError
+from lightkube.core.exceptions import ApiError, ConfigError
 from lightkube.generic_resource import create_global_resource, create_namespaced_resource
 from lightkube.types import PatchType
 
-from crescendo.common.errors import CrescendoError
+from crescendo.common.errors import CrescendoError, EnvironmentProblem
 
 TIMEOUT_S: Final = 15.0
 MAX_REVIEWS: Final = 8
 GROUP: Final = "rl.crescendo.dev"
 JOB_LABEL: Final = f"{GROUP}/job"
 EVERYWHERE: Final = "*"
+_NO_CLUSTER: Final = "Run the console in a pod with a service account's token, or set KUBECONFIG."
 _SERVICE_ACCOUNT: Final = "system:serviceaccount:"
 _JOBS: Final[Any] = create_namespaced_resource(GROUP, "v1alpha1", "RLJob", "rljobs")
 _PODS: Final[Any] = create_namespaced_resource("", "v1", "Pod", "pods")
@@ -81,7 +83,7 @@ class Doorkeeper:
     """Says whose token it is, with the console's own rights. A few questions at a time."""
 
     def __init__(self) -> None:
-        self._client: Any = AsyncClient(config=KubeConfig.from_env(), trust_env=False)
+        self._client: Any = AsyncClient(config=_cluster(), trust_env=False)
         self._turns = asyncio.Semaphore(MAX_REVIEWS)
 
     async def admit(self, token: str) -> Person | None:
@@ -103,10 +105,7 @@ class JobReader:
     """The cluster through the API server; made for one request."""
 
     def __init__(self, person: Person) -> None:
-        found = KubeConfig.from_env().get()
-        if found is None:
-            raise ClusterRefusal("the console knows no cluster.", 0)
-        config = KubeConfig.from_one(cluster=found.cluster, user=User(token=person.token))
+        config = KubeConfig.from_one(cluster=_cluster().cluster, user=User(token=person.token))
         self._client: Any = AsyncClient(config=config, trust_env=False, field_manager="crescendo-console")
 
     async def jobs(self, namespace: str) -> list[Manifest]:
@@ -157,6 +156,17 @@ class JobReader:
 
         found: list[Manifest] = await _asked(collect())
         return found
+
+
+def _cluster() -> SingleConfig:
+    """Where the API server is: of the pod's service account, or of KUBECONFIG; raises EnvironmentProblem."""
+    try:
+        found = KubeConfig.from_env().get()
+    except ConfigError as error:
+        raise EnvironmentProblem(f"no cluster to talk to: {error}", field="KUBECONFIG", fix=_NO_CLUSTER) from None
+    if found is None:
+        raise EnvironmentProblem("the configuration has no current context.", field="KUBECONFIG", fix=_NO_CLUSTER)
+    return found
 
 
 async def _asked(call: Any) -> Any:
