@@ -6,17 +6,22 @@ the cost of a CEL rule by them.
 """
 
 import dataclasses
+import functools
+import re
 import typing
 from collections.abc import Set
 from typing import Any, Final
 
 from crescendo.common.config.cel import RULES
 from crescendo.common.config.fields import Rule
+from crescendo.common.config.schema import Config
 from crescendo.common.config.tree import camel_case, field_types, join
 
 MAX_ITEMS: Final = 16
 MAX_PROPERTIES: Final = 64
 MAX_LENGTH: Final = 4096
+_WORD: Final = re.compile(r"\w+")
+_PLAIN: Final = re.compile(r"(?:a|[a-z]{2,})(?![\w:])")  # a word, and no value or symbol
 Schema = dict[str, Any]
 
 
@@ -43,11 +48,34 @@ def schema_of(kind: type, *, leave_out: Set[str] = frozenset(), path: str = "") 
 
 
 def describe(rule: Rule) -> str:
-    """A field's documentation as `kubectl explain` shows it."""
-    text = rule.doc[:1].upper() + rule.doc[1:]
+    """A field's documentation as `kubectl explain` shows it: its fields are spelt as there, its values are not."""
+    text = _WORD.sub(lambda word: camel_case(word[0]) if word[0] in _field_names() else word[0], rule.doc)
+    if _PLAIN.match(text):
+        text = text[:1].upper() + text[1:]
     unit = f" Unit: {rule.unit}." if rule.unit else ""
     source = f" Source: {rule.source}." if rule.source else ""
     return f"{text}.{unit}{source}"
+
+
+@functools.cache
+def _field_names() -> frozenset[str]:
+    """Names of two words and more that are fields of a run file and never values."""
+    names: set[str] = set()
+    values: set[str] = set()
+
+    def walk(kind: Any) -> None:
+        for inner in typing.get_args(kind):
+            walk(inner)
+        if not dataclasses.is_dataclass(kind):
+            return
+        types = field_types(typing.cast(type, kind))
+        for field in dataclasses.fields(kind):
+            names.add(field.name)
+            values.update(field.metadata["rule"].choices)
+            walk(types[field.name])
+
+    walk(Config)
+    return frozenset(name for name in names - values if "_" in name)
 
 
 def _is_required(field: "dataclasses.Field[Any]", rule: Rule) -> bool:

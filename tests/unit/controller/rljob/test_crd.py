@@ -69,6 +69,10 @@ def test_explaining_the_stages_teaches() -> None:
     assert "limit on a whole response" in limit["description"].lower()
     assert "Unit: tokens." in limit["description"]
     assert (limit["minimum"], limit["default"]) == (1, 8192)
+    # Fields are spelt as kubectl has them, values as they are written.
+    assert "onMaxIterations" in stage["properties"]["maxIterations"]["description"]
+    curriculum = steps["items"]["properties"]["rl"]["properties"]["curriculum"]["properties"]
+    assert curriculum["startFraction"]["description"].startswith("easy_to_hard: ")
     budget = stage["properties"]["tokenBudget"]["description"]
     assert "k1.5" in budget
 
