@@ -47,13 +47,20 @@ def get(options: argparse.Namespace) -> int:
         found = _with_jobs(options, lambda jobs: jobs.list(), namespace=namespace)
         console.print(_table(found, all_namespaces=options.all_namespaces))
         return Exit.DONE
-    job = _with_jobs(options, lambda jobs: jobs.get(options.job))
+
+    async def look(jobs: Jobs) -> tuple[Job, tuple[str, ...]]:
+        job = await jobs.get(options.job)
+        return job, await jobs.obstacles(job)
+
+    job, obstacles = _with_jobs(options, look)
     console.print(_table([job], all_namespaces=False))
     if message := job.status.get("message") or ("" if job.status else "no status yet: does the operator run?"):
         console.print(f"  {message}", markup=False)
     for condition in job.status.get("conditions", ()):
         state = f"{condition['type']}={condition['status']}"
         console.print(f"  {state:22} {condition['reason']:24} {condition['message']}", markup=False)
+    for line in obstacles:
+        console.print(f"  pod {line}", markup=False)
     return Exit.DONE
 
 

@@ -13,7 +13,7 @@ from crescendo.common.errors import ConfigError, CrescendoError, DeadlineError
 from crescendo.controller.operator.api import ApiFailure, KubernetesApi
 from crescendo.controller.operator.plan import later_stages
 from crescendo.controller.operator.requests import ANNOTATION, Request
-from crescendo.controller.operator.resource import KIND, Job, Manifest
+from crescendo.controller.operator.resource import JOB_LABEL, KIND, Job, Manifest
 
 ANSWER_S: Final = 60.0
 
@@ -64,6 +64,16 @@ class Jobs:
                 f"there is no RLJob {name} in namespace {self._namespace}.", field="JOB", fix="See `crescendo get`."
             )
         return Job.from_body(body)
+
+    async def obstacles(self, job: Job) -> tuple[str, ...]:
+        """What keeps pods of a job from running, one line a pod; none where the person may not list pods."""
+        try:
+            pods = await self._api.find("Pod", job.namespace, {JOB_LABEL: job.name})
+        except ApiFailure as failure:
+            if failure.code == 403:
+                return ()
+            raise
+        return tuple(f"{pod['metadata']['name']}: {why}" for pod in pods if (why := obstacle(pod)))
 
     async def suspend(self, name: str, suspended: bool) -> None:
         """Asks for a suspension, or for its end."""
@@ -148,6 +158,19 @@ class Jobs:
     async def _set(self, name: str, fields: dict[str, Any]) -> None:
         await self.get(name)
         await self._api.merge(KIND, name, self._namespace, {"spec": fields})
+
+
+def obstacle(pod: Manifest) -> str:
+    """Why a pod does not run: why it finds no place, or what a container of it waits for; empty when it runs."""
+    status = pod.get("status") or {}
+    for condition in status.get("conditions", ()):
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            return str(condition.get("message") or condition.get("reason", "not scheduled"))
+    for container in (*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())):
+        waiting = (container.get("state") or {}).get("waiting")
+        if waiting and waiting.get("reason") not in (None, "PodInitializing", "ContainerCreating"):
+            return f"{container['name']}: {waiting['reason']}: {waiting.get('message', '')}".rstrip(": ")
+    return ""
 
 
 def dropped(given: Any, stored: Any, path: str) -> list[str]:
