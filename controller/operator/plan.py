@@ -241,7 +241,7 @@ def _watch(observed: Observed, draft: Draft, attempt: Attempt, stale: tuple[str,
         elif not job.is_true("Running"):
             draft.phase("Starting", attempt.step, attempt.message)
         # An event of KubeRay's tells of the next step; a fetch and a controller that begins to answer make none.
-        asked = attempt.job_status == "RUNNING" or job.spec.get("model") or job.spec.get("datasets")
+        asked = attempt.job_status == "RUNNING" or step is not None
         begun = draft.time("attemptTime")
         due = begun + _pre_running(observed) if begun is not None and not job.is_true("Running") else None
         return Plan(delete=stale, again_s=SOON_S if asked else _until(due, observed.now))

@@ -23,7 +23,7 @@ LONGEST_BACKOFF_S: Final = 60.0
 class WorkQueue:
     """Runs `work(namespace, name) -> seconds until due again (0: forget it)` for every job that was added."""
 
-    def __init__(self, work: Callable[[str, str], Awaitable[float]], workers: int = 32) -> None:
+    def __init__(self, work: Callable[[str, str], Awaitable[float]], workers: int = 16) -> None:
         self._work = work
         self._workers = workers
         self._due: dict[Key, float] = {}

@@ -18,12 +18,11 @@ from crescendo.controller.operator.children import ray_job
 from crescendo.controller.operator.options import Options
 from crescendo.controller.operator.resource import Job
 from tests.bench import harness
-from tests.cluster.jobs import quickstart
 from tests.cluster.kube.build import build
 from tests.cluster.kube.control_plane import ControlPlane
 from tests.cluster.kube.ready import WATCHED_USER, calls, ready
 from tests.cluster.operator_process import Operator
-from tests.cluster.scale import AT_ONCE, GPUS_A_NODE, Crowd, Figures, pause_s
+from tests.cluster.scale import GPUS_A_NODE, Crowd, Figures, each, one_gpu_job, pause_s
 
 RESYNC_S = 30.0
 STEADY_S = 60.0
@@ -63,15 +62,10 @@ async def bare(plane: ControlPlane, count: int, limit_s: float) -> float:
     """Seconds until KubeRay has as many RayClusters ready, made from bare RayJobs without volumes or owners."""
     plane.kubectl("create", "namespace", "bare")
     api = KubernetesApi(plane.admin)
-    gate = asyncio.Semaphore(AT_ONCE)
-
-    async def one(number: int) -> None:
-        async with gate:
-            await api.create_new(bare_ray_job(number))
-
+    body, names = one_gpu_job("bare"), [f"bare-{number}" for number in range(count)]
     begun = time.monotonic()
     try:
-        await asyncio.gather(*map(one, range(count)))
+        await each(names, lambda name: api.create(bare_ray_job(name, body)), limit_s)
         while sum(map(provisioned, await api.find("RayCluster", "bare", {}))) < count:
             if time.monotonic() - begun > limit_s:
                 raise TimeoutError(f"{count} bare RayJobs had no clusters within {limit_s:.0f} s")
@@ -81,12 +75,10 @@ async def bare(plane: ControlPlane, count: int, limit_s: float) -> float:
     return time.monotonic() - begun
 
 
-def bare_ray_job(number: int) -> dict[str, Any]:
+def bare_ray_job(name: str, body: dict[str, Any]) -> dict[str, Any]:
     """The RayJob that the operator would make, with nothing in its pods that somebody else must have made first."""
-    about = {"uid": "none", "creationTimestamp": "2026-01-01T00:00:00Z"}
-    body = quickstart(f"bare-{number}", "bare", placement={"nodes": 1, "devicesPerNode": 1})
-    body["metadata"] |= about
-    found = ray_job(Job.from_body(body), 1, Options())
+    about = {"name": name, "uid": "none", "creationTimestamp": "2026-01-01T00:00:00Z"}
+    found = ray_job(Job.from_body({**body, "metadata": {**body["metadata"], **about}}), 1, Options())
     found["metadata"].pop("ownerReferences")
     cluster = found["spec"]["rayClusterSpec"]
     templates = [group["template"] for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])]

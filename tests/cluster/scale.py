@@ -4,13 +4,14 @@ Called by tests/cluster/test_scale.py with few and by `make bench BENCH=operator
 """
 
 import asyncio
+import copy
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from crescendo.controller.operator.api import KubernetesApi
+from crescendo.controller.operator.api import ApiFailure, KubernetesApi
 from crescendo.controller.operator.resource import KIND, Job
 from tests.cluster.jobs import quickstart, volumes
 from tests.cluster.kube.control_plane import ControlPlane
@@ -87,21 +88,18 @@ class Crowd:
         self.figures.calls[name] = calls() - before
 
     async def _each(self, do: Callable[[str], Awaitable[Any]]) -> None:
-        gate = asyncio.Semaphore(AT_ONCE)
-
-        async def one(name: str) -> None:
-            async with gate:
-                await do(name)
-
-        await asyncio.gather(*map(one, self._names))
+        await each(self._names, do, self._limit_s)
 
     async def _create(self, api: KubernetesApi) -> None:
+        template = one_gpu_job(self._namespace)
+
         def manifest(name: str) -> dict[str, Any]:
-            job = quickstart(name, self._namespace, placement={"nodes": 1, "devicesPerNode": 1})
+            job = copy.deepcopy(template)
+            job["metadata"]["name"] = name
             job["spec"]["run"].setdefault("run", {})["seed"] = int(name.removeprefix("job-")) % SEEDS
             return job
 
-        await self._each(lambda name: api.create_new(manifest(name)))
+        await self._each(lambda name: api.create(manifest(name)))
 
     async def _suspend(self, api: KubernetesApi) -> None:
         await self._each(lambda name: api.merge(KIND, name, self._namespace, {"spec": {"suspend": True}}))
@@ -118,6 +116,27 @@ class Crowd:
             if await api.find(kind, self._namespace, {}):
                 return False
         return True
+
+
+def one_gpu_job(namespace: str) -> dict[str, Any]:
+    """What the jobs are made from: rendering a run file takes longer than to create an RLJob."""
+    return quickstart("any", namespace, placement={"nodes": 1, "devicesPerNode": 1})
+
+
+async def each(names: Iterable[str], do: Callable[[str], Awaitable[Any]], limit_s: float) -> None:
+    """Does something that may be repeated for each name, a few at once; again where the API server does not answer."""
+    gate, deadline = asyncio.Semaphore(AT_ONCE), time.monotonic() + limit_s
+
+    async def one(name: str) -> None:
+        async with gate:
+            while True:
+                try:
+                    return await do(name)
+                except ApiFailure as failure:
+                    if failure.code or time.monotonic() > deadline:
+                        raise
+
+    await asyncio.gather(*map(one, names))
 
 
 def pause_s(count: int) -> float:
