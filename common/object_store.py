@@ -90,7 +90,7 @@ class ObjectStore:
                     self._advance(name, deadline)
             if self._is_local:
                 _sync(Path(self._at(name)))
-            stored, wanted = int(self._fs.info(self._at(name))["size"]), path.stat().st_size
+        stored, wanted = self.size(name), path.stat().st_size
         if stored != wanted:
             raise StoreUnavailableError(
                 f"{self.url}/{name} has {stored} bytes after an upload of {wanted}.",
@@ -175,6 +175,14 @@ class ObjectStore:
                 return bytes(self._fs.cat_file(self._at(name)))
         except FileNotFoundError:
             return None
+
+    def size(self, name: str) -> int:
+        """Bytes of an object; -1 when there is none."""
+        try:
+            with self._explained(name):
+                return int(self._fs.info(self._at(name))["size"])
+        except FileNotFoundError:
+            return -1
 
     def names(self, below: str) -> list[str]:
         """What lies directly below a name, sorted."""

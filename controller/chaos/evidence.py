@@ -18,6 +18,7 @@ from crescendo.common.telemetry import read_jsonl
 from crescendo.common.types import Group, GroupId, GroupState, Trajectory, TrajectoryId
 from crescendo.controller.chaos.history import History, read_history
 from crescendo.controller.loop.commits import Manifest, list_manifests
+from crescendo.controller.store import CHECKPOINTS, open_store
 
 _SCAN_COUNT = 1000
 _STATES_WITH_TOKENS = (GroupState.CONSUMED, GroupState.COMPLETE)
@@ -93,7 +94,7 @@ async def _read(folder: RunFolder, config: Config, url: str) -> Evidence:
             archived_groups={GroupId(name.rpartition("-")[0]) for name in archived},
             branches=branches,
             manifests=manifests,
-            missing_files=_missing_files(folder, manifests),
+            missing_files=await asyncio.to_thread(_missing_files, config, folder, manifests),
             weights=await buffer.lineage(),
             attested=[
                 Attested(str(row["worker_id"]), int(row["version"]), str(row["digest"]))
@@ -161,13 +162,21 @@ def _with_redo_log(history: History, redo: History) -> History:
     return history
 
 
-def _missing_files(folder: RunFolder, manifests: Sequence[Manifest]) -> list[str]:
+def _missing_files(config: Config, folder: RunFolder, manifests: Sequence[Manifest]) -> list[str]:
     """Files that a manifest names and that are not there, or not as long as it says."""
+    store = open_store(config, folder)
+
+    def size(path: str) -> int:
+        if store is not None:
+            return store.size(f"{CHECKPOINTS}/{path}")
+        here = folder.checkpoints / path
+        return here.stat().st_size if here.is_file() else -1
+
     return [
         f"{manifest.folder}/{name} of commit {manifest.sequence}"
         for manifest in manifests
         for name, num_bytes, _ in manifest.files
-        if not (path := folder.checkpoints / manifest.folder / name).is_file() or path.stat().st_size != num_bytes
+        if size(f"{manifest.folder}/{name}") != num_bytes
     ]
 
 

@@ -35,18 +35,25 @@ def _url(config: Config, folder: RunFolder) -> str:
     return f"{config.checkpoint_store.url.rstrip('/')}/{folder.run_id()}"
 
 
-def open_stored(config: Config, folder: RunFolder) -> "StoredCommits | None":
-    """The run's store, which takes what workers need at once; None when the run has none.
-
-    Raises ConfigError for one that cannot be or refuses, StoreUnavailableError for one that is away.
-    """
+def open_store(config: Config, folder: RunFolder) -> ObjectStore | None:
+    """The run's store; None when it has none. Raises ConfigError for one that cannot be."""
     if not config.checkpoint_store.url:
         return None
-    store = ObjectStore(
+    return ObjectStore(
         _url(config, folder),
         credentials=config.checkpoint_store.credentials,
         limit_s=config.deadlines.checkpoint_s,
     )
+
+
+def open_stored(config: Config, folder: RunFolder) -> "StoredCommits | None":
+    """The run's store for its controller, which puts there what workers need; None when the run has none.
+
+    Raises ConfigError for one that cannot be or refuses, StoreUnavailableError for one that is away.
+    """
+    store = open_store(config, folder)
+    if store is None:
+        return None
     store.write("run.json", folder.identity.read_bytes())  # a store that takes nothing is found out now
     if config.checkpoint_store.carries_inputs:
         carry_inputs(store, folder)

@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from crescendo.buffer import connect
 from crescendo.common import failpoints
 from crescendo.common.errors import CheckpointError, RequestError
 from crescendo.common.fence import FenceGuard
+from crescendo.common.object_store import ObjectStore
 from crescendo.common.rpc import Server, guarded, guarded_stream, serve
 from crescendo.common.service import ServiceSpec
 from crescendo.common.weights import manifest_digest, shm_path, tensor_digest
@@ -120,16 +122,29 @@ class LightTrainer(trainer_pb2_grpc.TrainerServiceServicer):
         self._fence.check(request.fence)
         if request.idempotency_key not in self._saves:
             delay_s = SAVE_BESIDE_S if request.only_begin else 0.0
-            saving = asyncio.create_task(_save_later(Path(request.path), list(self._weights.seen), delay_s))
+            saving = asyncio.create_task(self._save_later(Path(request.path), list(self._weights.seen), delay_s))
             self._saves = {request.idempotency_key: saving}
         if request.only_begin:
             return trainer_pb2.SaveCheckpointResponse()
         return trainer_pb2.SaveCheckpointResponse(files=[await self._saves[request.idempotency_key]])
 
+    async def _save_later(self, folder: Path, seen: list[str], delay_s: float) -> trainer_pb2.CheckpointFile:
+        """With a store nothing stays on the machine."""
+        await asyncio.sleep(delay_s)
+        file = _save(folder, seen)
+        if self._spec.store:
+            ObjectStore(self._spec.store).put(folder / file.path, f"checkpoints/{folder.name}/{file.path}")
+            shutil.rmtree(folder)
+        return file
+
     @guarded
     async def LoadCheckpoint(self, request: Any, context: Any) -> trainer_pb2.LoadCheckpointResponse:
         self._fence.check(request.fence)
-        self._weights = Weights(request.weight_version, _load(Path(request.path), request.files[0]))
+        folder, file = Path(request.path), request.files[0]
+        if self._spec.store:
+            stored = f"checkpoints/{folder.name}/{file.path}"
+            ObjectStore(self._spec.store).get(stored, folder / file.path, file.num_bytes, file.digest)
+        self._weights = Weights(request.weight_version, _load(folder, file))
         return trainer_pb2.LoadCheckpointResponse(weight_version=request.weight_version)
 
     @guarded
@@ -146,11 +161,6 @@ class LightTrainer(trainer_pb2_grpc.TrainerServiceServicer):
     async def AcquireDevice(self, request: Any, context: Any) -> trainer_pb2.TrainerAcquireDeviceResponse:
         self._fence.check(request.fence)
         return trainer_pb2.TrainerAcquireDeviceResponse()
-
-
-async def _save_later(folder: Path, seen: list[str], delay_s: float) -> trainer_pb2.CheckpointFile:
-    await asyncio.sleep(delay_s)
-    return _save(folder, seen)
 
 
 def _save(folder: Path, seen: list[str]) -> trainer_pb2.CheckpointFile:

@@ -51,17 +51,21 @@ LIVES: dict[str, tuple[str, ...]] = {
     "rollback": ("rollback.opened:1", "rollback.loaded:1", "stage.left:1", "commit.saved:1"),
     "resumption": ("train.stepped:3", "resume.loaded:1", "resume.rolled:1", "resume.retrained:1", "trainer.stepped:1"),
     "layout": ("stage.left:1", "commit.renamed:1", "layout.ended:1", "resume.loaded:1"),
+    "store": ("store.uploading:2", "commit.saved:1", "commit.renamed:1", "prune.unlisted:1"),
     "ends": ("sft.trained:1", "finish.exported:1", "finish.committed:1"),
 }  # fmt: skip
 
 
-SETTINGS = {"layout": ("steps.1.rl.stages.1.layout.engine_tensor_parallel=3",)}
+SETTINGS = {
+    "layout": ("steps.1.rl.stages.1.layout.engine_tensor_parallel=3",),
+    "store": ("checkpoint_store.url=file://{root}/store",),
+}
 
 
 @pytest.mark.parametrize("lives", LIVES)
 def test_a_run_killed_at_its_crash_points_loses_nothing_and_repeats_nothing(lives: str, tmp_path: Path) -> None:
     deaths = LIVES[lives]
-    run = LightRun.prepare(tmp_path, *SETTINGS.get(lives, ()))
+    run = LightRun.prepare(tmp_path, *(one.format(root=tmp_path) for one in SETTINGS.get(lives, ())))
     for number, death in enumerate(deaths):
         marker = tmp_path / f"died-{number}"
         assert run.live(f"{death}:{marker}") == -9, f"{death} was never reached: {run.last_words()}"
@@ -87,7 +91,9 @@ def assert_promises_kept(run: LightRun) -> None:
     assert audit(evidence) == []
     assert stale_shm_files(run.folder.run_id()) == []
     named = {manifest.folder for manifest in evidence.manifests}
-    assert {path.name for path in run.folder.checkpoints.iterdir() if path.is_dir()} == named
+    stored = run.folder.root.parent / "store" / run.folder.run_id() / "checkpoints"
+    kept = stored if stored.exists() else run.folder.checkpoints
+    assert {path.name for path in kept.iterdir() if path.is_dir()} == named
     assert [path.name for path in run.folder.checkpoints.iterdir() if path.name.startswith(".")] == []
     weights = json.loads((run.folder.export / "weights.json").read_text())
     assert [line for line in weights if line.startswith("sft")] == ["sft 0 4"]
