@@ -68,12 +68,12 @@ class Acting:
                 return self._refuse(person, job, 404, "There is no such action.")
             if not self._pages.sessions.proves(request.cookies, form.get("proof", "")):
                 return self._refuse(person, job, 403, "This form is not of your session. Open the job's page again.")
+            if form.get("uid") != job["metadata"]["uid"]:
+                return self._refuse(person, job, 409, "The job was replaced by another of its name. Look again.")
             if not (await reader.may(space, _rights(action))).issuperset(_rights(action)):
                 return self._refuse(person, job, 403, _needs(action))
             try:
-                patch = change(
-                    action, job, uid=form.get("uid", ""), choice=form.get("choice", ""), word=form.get("word", "")
-                )
+                patch = change(action, job, uid=form["uid"], choice=form.get("choice", ""), word=form.get("word", ""))
             except RequestError as error:
                 return self._refuse(person, job, 400, str(error))
             await reader.change(space, name, patch)

@@ -19,7 +19,7 @@ _SAY: Final = {
     400: "The cluster does not understand this request.",
     403: "You may not see this. Ask for a role that reads rljobs in the namespace.",
     404: "There is no such job, or the RLJob definition is not installed in this cluster.",
-    409: "The job was changed, or replaced by another of its name, while you looked at it. Look again.",
+    409: "The job was changed while you looked at it. Look again.",
     422: "The cluster does not take this change.",
     429: "The cluster has too much to do at the moment. Try again.",
     0: "The cluster does not answer. This page tries again by itself.",
@@ -69,6 +69,7 @@ class Pages:
             said = forbidden if refusal.code == 403 and forbidden else _SAY.get(refusal.code, "The cluster refused.")
             return self.show(
                 "refusal.html", refusal.code or 502, person=person, said=said, detail=refusal.message,
+                acting=request.method == "POST",
                 refresh_s=10 if refusal.code == 0 and request.method == "GET" else 0,
             )  # fmt: skip
         finally:

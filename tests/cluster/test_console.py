@@ -94,8 +94,9 @@ def signed_in(url: str, token: str) -> Iterator[httpx.Client]:
         yield client
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """A browser; while it is there, its event loop is the thread's, so certificates are made before."""
     if not CHROMIUM.exists():
         cannot(f"{CHROMIUM} is missing: install Chromium")
     with sync_playwright() as playwright:
@@ -144,12 +145,11 @@ def press(page: Page, action: str, choice: str = "") -> None:
 
 
 def test_who_may_act_acts_in_a_browser_and_sees_the_answer(
-    control_plane: ControlPlane, controller: StubController, running: JobView, browser: Browser, tmp_path: Path,
-    eventually: Eventually,
-) -> None:  # fmt: skip
+    control_plane: ControlPlane, controller: StubController, running: JobView, tmp_path: Path, eventually: Eventually
+) -> None:
     space = running.namespace
     token = token_of(control_plane, space, "boss", *LOOK, *ACT)
-    with served(control_plane, tmp_path, controller.address, "--actions") as url:
+    with served(control_plane, tmp_path, controller.address, "--actions") as url, chromium() as browser:
         page, complaints = enter(browser, url, token)
         expect(page).to_have_url(f"{url}/?namespace={space}")
         expect(page.get_by_role("region", name="Jobs")).to_contain_text("1/3")
@@ -178,14 +178,14 @@ def test_who_may_act_acts_in_a_browser_and_sees_the_answer(
 
 
 def test_who_may_look_looks_and_is_refused_the_rest(
-    control_plane: ControlPlane, controller: StubController, namespace: str, browser: Browser, tmp_path: Path
+    control_plane: ControlPlane, controller: StubController, namespace: str, tmp_path: Path
 ) -> None:
     job = quickstart("math", namespace)
     job["metadata"]["annotations"] = {"note": "<script>alert(1)</script>"}
     control_plane.apply(job)
     uid = control_plane.get("rljob", "math", "-n", namespace)["metadata"]["uid"]
     token = token_of(control_plane, namespace, "reader", *LOOK)
-    with served(control_plane, tmp_path, controller.address, "--actions") as url:
+    with served(control_plane, tmp_path, controller.address, "--actions") as url, chromium() as browser:
         page, _ = enter(browser, url, token)
         page.get_by_role("link", name="math").click()
         expect(page.get_by_text("You may not see pods")).to_be_visible()

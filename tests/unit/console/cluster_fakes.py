@@ -101,7 +101,7 @@ class MemoryCluster:
     async def change(self, namespace: str, name: str, patch: Manifest) -> None:
         self._answer()
         if patch["metadata"]["uid"] != self.stored[namespace, name]["metadata"]["uid"]:
-            raise ClusterRefusal("the UID in the precondition differs", 409)
+            raise ClusterRefusal("metadata.uid: field is immutable", 422)
         self.changes.append((namespace, name, patch))
 
     async def close(self) -> None:
