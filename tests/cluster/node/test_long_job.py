@@ -186,6 +186,9 @@ def test_it_resumes_from_that_commit_and_fetches_nothing_again(job: LongJob, wat
     (restored,) = job.events("run.restored")
     assert restored["message"] == f"from commit {last['sequence']}, iteration {last['iteration']}"
     assert job.iterations()[-1] > last["iteration"]
+    for name in ("model", "train", "validation"):
+        said = job.node.kubectl("logs", "-n", job.view.namespace, "-l", PODS, "-c", f"fetch-{name}")
+        assert said.count("is in the cache") == 1
     assert job.store.requests == []
 
 
@@ -195,8 +198,7 @@ def test_without_its_head_it_restarts(job: LongJob, watch: Stopwatch) -> None:
         job.node.kubectl("delete", "pod", "-n", job.view.namespace, "-l", PODS, "--grace-period=0", "--force")
         job.until("another attempt runs", lambda: runs_as(job, attempt + 1), RUNNING_S)
     assert {"AttemptLost", "AttemptFailed"} & set(job.reasons())
-    job.grows()
-    assert len(job.events("run.restored")) == 2
+    job.until("it is restored again", lambda: len(job.events("run.restored")) == 2, GROWS_S)
     assert job.store.requests == []
 
 
