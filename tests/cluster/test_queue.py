@@ -10,7 +10,7 @@ import pytest
 
 from tests.cluster.conftest import cannot
 from tests.cluster.controller_stub import StubController
-from tests.cluster.jobs import JobView, quickstart, volumes
+from tests.cluster.jobs import JobView, quickstart, refusal, volumes
 from tests.cluster.kube.control_plane import ControlPlane
 from tests.cluster.kube.kueue import Kueue, build
 from tests.cluster.operator_process import Operator
@@ -26,7 +26,6 @@ SIZE = {
     "placement": {"mode": "Colocated", "nodes": QUOTA, "devicesPerNode": 1},
     "storage": {"accessMode": "ReadWriteMany"},
 }
-OPERATOR = "crescendo-operator"
 
 
 @pytest.fixture(scope="module")
@@ -132,11 +131,12 @@ def queued(job: JobView, eventually: Eventually, because: str) -> None:
     assert job.status()["gpus"] == 0
 
 
-def writers_of_suspend(plane: ControlPlane, job: JobView, attempt: int) -> set[str]:
-    """Who has written spec.suspend of an attempt's RayJob."""
-    name = f"{job.name}-{attempt}"
+def writers_of_suspend(plane: ControlPlane, job: JobView) -> set[tuple[str, str]]:
+    """Who holds spec.suspend of a waiting job's first RayJob, and by which operation."""
+    name = f"{job.name}-1"
     found = plane.get("rayjob", name, "-n", job.namespace, "--show-managed-fields")["metadata"]["managedFields"]
-    return {entry["manager"] for entry in found if "f:suspend" in entry["fieldsV1"].get("f:spec", {})}
+    held = [entry for entry in found if "f:suspend" in entry["fieldsV1"].get("f:spec", {})]
+    return {(entry["manager"], entry["operation"]) for entry in held}
 
 
 def test_jobs_beyond_the_quota_wait_and_each_way_to_end_lets_the_next_one_in(
@@ -159,6 +159,8 @@ def test_jobs_beyond_the_quota_wait_and_each_way_to_end_lets_the_next_one_in(
     shown = control_plane.kubectl("get", "rljob", "second", "-n", second.namespace, "-o", "wide")
     assert all(word in shown for word in ("Queued", QUEUE, "WaitingForQuota")), shown
     assert second.children("raycluster") == []
+    assert control_plane.get("rayjob", "second-1", "-n", second.namespace)["spec"]["suspend"] is True
+    assert writers_of_suspend(control_plane, second) == set()  # Kueue's webhook, while the operator's apply passed it
     time.sleep(7)  # two resyncs and more, beyond its one second
     assert second.phase == "Queued"
     second.patch(preRunningDeadlineSeconds=1800)
@@ -183,6 +185,7 @@ def test_a_job_that_is_preempted_counts_nothing_and_comes_back(
     urgent = create("urgent", priority="urgent")
     admitted(urgent, 1, eventually)
     queued(usual, eventually, GPU)
+    assert writers_of_suspend(control_plane, usual) == {("kueue", "Update")}
     assert usual.condition("Running") == usual.condition("ClusterReady") == "False"
     events = control_plane.get("events.v1.events.k8s.io", "-n", usual.namespace)["items"]
     notes = {one["note"] for one in events if one["reason"] == "Evicted" and one["regarding"]["kind"] == "RLJob"}
@@ -192,14 +195,14 @@ def test_a_job_that_is_preempted_counts_nothing_and_comes_back(
     running(usual, 1, eventually)
     status = usual.status()
     assert (status.get("failures", 0), status["restarts"]) == (0, 0)
-    assert OPERATOR not in writers_of_suspend(control_plane, usual, 1)
     assert "managedBy" not in control_plane.get("rayjob", "usual-1", "-n", usual.namespace)["spec"]
 
 
 def test_a_queue_that_does_not_exist_is_told_and_the_job_moves_when_it_is_corrected(
     control_plane: ControlPlane, operator: Operator, quota: Callable[[], int], create: Create, eventually: Eventually
 ) -> None:
-    job = create("lost", queue="trainig", priority="usual")
+    job = create("lost", queue="trainig")
+    assert "spec.queue.name" in refusal(control_plane, quickstart("b", job.namespace, queue={"name": "a" * 64}))
     queued(job, eventually, "LocalQueue trainig doesn't exist")
     status = job.status()
     assert status["reason"] == "Inadmissible"
