@@ -18,6 +18,7 @@ RIGHT: Final = 12.0
 TOP: Final = 18.0
 BOTTOM: Final = 24.0
 MAX_POINTS: Final = 240
+MAX_DOTS: Final = 40
 NUM_TICKS: Final = 4
 _FIELDS: Final = {
     "reward": ("reward",), "accuracy": ("accuracy", "validation_accuracy"),
@@ -30,7 +31,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Line:
-    """points: as SVG's polyline takes them; ends: the places of lone points; faint: of the trained responses."""
+    """points: as SVG's polyline takes them; dots: places to mark; faint: dots alone, of the trained responses."""
 
     points: str
     dots: tuple[Point, ...]
@@ -85,9 +86,9 @@ def _curve(key: str, title: str, note: str, series: list[list[Point]], rows: lis
 
     def line(points: list[Point], number: int) -> Line:
         places = [at(point) for point in thinned(points)]
-        few = len(places) <= 40
+        faint = len(series) > 1 and number == 0
         text = " ".join(f"{x},{y}" for x, y in places)
-        return Line(text, tuple(places) if few else (), faint=len(series) > 1 and number == 0)
+        return Line(text, tuple(places) if faint or len(places) <= MAX_DOTS else (), faint)
 
     newest = next(points[-1][1] for points in reversed(series) if points)
     return Curve(

@@ -259,7 +259,8 @@ async def test_a_job_that_runs_shows_its_run() -> None:
     cluster = MemoryCluster(rljob(), rights=EVERYTHING)
     runs = MemoryRuns(living("now"))
     page = (await page_of(cluster, "/jobs/team/math", runs)).text
-    assert page.count("<polyline") == 5, "reward, both accuracies, length, clipped"
+    assert page.count("<polyline") == 4, "reward, accuracy, length, clipped"
+    assert 'class="dot faint"' in page, "accuracy of the trained responses"
     for part in ("iteration 201", "Phases", "Workers", "Events of the run", "Newest responses", "answer now"):
         assert part in page
     assert runs.asked == [True]

@@ -44,6 +44,7 @@ class Run(controller_pb2_grpc.ControllerServiceServicer):
 @pytest.fixture
 async def run(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Run, ControllerRuns]]:
     monkeypatch.delenv("CRESCENDO_IDENTITY", raising=False)
+    monkeypatch.setattr("crescendo.console.cluster.runs.PATIENCE_S", 60.0)  # a busy machine is no finding
     servicer = Run()
 
     def register(server: grpc.aio.Server) -> None:
