@@ -20,6 +20,7 @@ _FORBIDDEN: Final = re.compile(r"[^A-Za-z0-9_.:/ -]")
 MAX_METRICS: Final = 64
 MAX_COUNT: Final = 2**53
 SHOWN_FAILURE: Final = 512
+MAX_ANSWER_BYTES: Final = 1 << 20
 
 
 class Runs(Protocol):
@@ -35,7 +36,7 @@ class ControllerRuns:
 
     async def report(self, address: str) -> Report | None:
         """The run's status; None when it does not answer."""
-        client = ControllerClient(address, "")
+        client = _client(address)
         try:
             return sanitized(await client.status())
         except CrescendoError:
@@ -45,7 +46,7 @@ class ControllerRuns:
 
     async def call(self, address: str, call: Call) -> bool:
         """Carries a verb out; False when the controller did not take it."""
-        client = ControllerClient(address, "")
+        client = _client(address)
         try:
             if call.verb == "stop":
                 await client.stop(commit=True)
@@ -62,7 +63,7 @@ class ControllerRuns:
 
     async def ask(self, address: str, request: Request) -> str | None:
         """Carries out what people want; returns why the controller refused, empty when it did not, None: no answer."""
-        client = ControllerClient(address, "")
+        client = _client(address)
         try:
             if request.verb == "pause":
                 await client.pause()
@@ -82,6 +83,10 @@ class ControllerRuns:
             return ""
         finally:
             await client.close()
+
+
+def _client(address: str) -> ControllerClient:
+    return ControllerClient(address, "", max_answer_bytes=MAX_ANSWER_BYTES)
 
 
 def sanitized(status: controller_pb2.RunStatus) -> Report:
