@@ -1,7 +1,8 @@
-"""Builds Kubernetes, etcd, kwok and KubeRay from the Go module proxy: `python -m tests.cluster.kube.build [node]`.
+"""Builds Kubernetes, etcd, kwok, KubeRay and kube-router from Go modules: `python -m tests.cluster.kube.build [node]`.
 
-Versions are pinned in tools/go.mod and tools/kuberay/go.mod. Binaries go to a cache outside the repository, in a
-folder named by the pins, so that they are built once a machine. About ten minutes on two cores when nothing is cached.
+Versions are pinned in tools/go.mod, and those of KubeRay and kube-router in modules of their own. Binaries go to a
+cache outside the repository, in a folder named by the pins, so that they are built once a machine. About ten minutes
+on two cores when nothing is cached.
 """
 
 import argparse
@@ -35,7 +36,9 @@ NODE: Final = (
     "github.com/containerd/containerd/v2/cmd/ctr",
     "./dns",
     "./pause",
+    "github.com/cloudnativelabs/kube-router/v2/cmd/kube-router",
 )
+APART: Final = ("kuberay", "kube-router")  # modules of their own, for their dependencies are not Kubernetes'
 RENAMED: Final = {"server": "etcd", "ray-operator": "kuberay-operator"}
 LIMIT_S: Final = 2400
 ATTEMPTS: Final = 3
@@ -44,8 +47,11 @@ ATTEMPTS: Final = 3
 def cache() -> Path:
     """Where built things are kept: a folder named by the pins."""
     digest = hashlib.sha256()
-    for name in ("go.mod", "go.sum", "kuberay/go.mod", "kuberay/go.sum", "dns/main.go", "pause/main.go"):
-        digest.update((TOOLS / name).read_bytes())
+    for folder in (TOOLS, *(TOOLS / name for name in APART)):
+        for name in ("go.mod", "go.sum"):
+            digest.update((folder / name).read_bytes())
+    for program in ("dns", "pause"):
+        digest.update((TOOLS / program / "main.go").read_bytes())
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return base / "crescendo-cluster" / digest.hexdigest()[:12]
 
@@ -69,7 +75,8 @@ def build(*, node: bool = False) -> None:
     binaries().mkdir(parents=True, exist_ok=True)
     for package in missing(_wanted(node)):
         with noted_as(cache(), "programs"):
-            go_build(package, TOOLS / "kuberay" if "kuberay" in package else TOOLS, binaries() / _program(package))
+            apart = next((name for name in APART if name in package), "")
+            go_build(package, TOOLS / apart, binaries() / _program(package))
 
 
 @functools.cache

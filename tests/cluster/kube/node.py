@@ -1,5 +1,8 @@
 """One real node with its control plane: kubelet, containerd, runc, bridge network, kube-proxy and a small DNS.
 
+kube-router enforces NetworkPolicies. Traffic from the node itself is never subject to them, as Kubernetes has it for
+the kubelet's probes: what a policy refuses, only a pod can show.
+
 All of it lives in namespaces and a control group of its own: `stop` leaves no process, mount, device or control group,
 and nothing listens outside. Needs root and the Debian packages that `missing_programs` names. Pods see each other and
 the API server, and nothing else: there is no route to the world, and images are imported, never pulled.
@@ -23,11 +26,13 @@ from tests.cluster.kube.processes import Processes
 ADDRESS: Final = "10.10.0.1"
 POD_RANGE: Final = "10.244.0.0/16"
 NODE_POD_RANGE: Final = "10.244.0.0/24"
+SERVICE_RANGE: Final = "10.96.0.0/16"
+API_PORT: Final = 6443  # which policies of those who talk to an API server allow
 NAME: Final = "node1"
 PLUGINS: Final = Path("/usr/lib/cni")
 PROGRAMS: Final = {
     "runc": "runc", "nft": "nftables", "iptables": "iptables", "conntrack": "conntrack", "ip": "iproute2",
-    "nsenter": "util-linux",
+    "nsenter": "util-linux", "ipset": "ipset",
 }  # fmt: skip
 PAUSE: Final = "localhost/pause:1"
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -47,6 +52,8 @@ class Node(ControlPlane):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
+        self.port = API_PORT
+        self.server = f"https://{self.address}:{self.port}"
         self._group = f"crescendo-{os.getpid()}"
         self._socket = folder / "containerd.sock"
         self.api_server_options = (
@@ -56,7 +63,7 @@ class Node(ControlPlane):
             f"--kubelet-certificate-authority={self._authority.certificate}",
         )
         self.manager_options = (
-            "--allocate-node-cidrs", f"--cluster-cidr={POD_RANGE}", "--service-cluster-ip-range=10.96.0.0/16",
+            "--allocate-node-cidrs", f"--cluster-cidr={POD_RANGE}", f"--service-cluster-ip-range={SERVICE_RANGE}",
         )  # fmt: skip
 
     def start(self) -> None:
@@ -74,6 +81,7 @@ class Node(ControlPlane):
         self._start_proxy()
         self._wait("the node", lambda: f"node/{NAME}" in self._kubectl_quiet("get", "nodes", "-o", "name"))
         self.kubectl("wait", "--for=condition=Ready", "node", NAME, "--timeout=90s")
+        self._start_policies()
 
     def stop(self) -> None:
         """Ends everything; raises TimeoutError when something stays."""
@@ -111,6 +119,7 @@ class Node(ControlPlane):
             "ip link set node0 up",
             "ip route add default via 10.10.0.254",
             "sysctl -qw net.ipv4.ip_forward=1",
+            "sysctl -qw net.bridge.bridge-nf-call-iptables=1",  # pods of one bridge are filtered too
         ):
             self.inside(*line.split())
 
@@ -155,6 +164,19 @@ class Node(ControlPlane):
             "--conntrack-tcp-timeout-close-wait=0s",
         ]  # fmt: skip
         self.processes.start("kube-proxy", arguments, cwd=self.folder, environment={"PATH": _PATH})
+
+    def _start_policies(self) -> None:
+        arguments = [
+            f"--kubeconfig={self.admin}", f"--hostname-override={NAME}", "--run-firewall", "--run-router=false",
+            "--run-service-proxy=false", f"--service-cluster-ip-range={SERVICE_RANGE}", "--health-port=0",
+        ]  # fmt: skip
+        self.processes.start("kube-router", arguments, cwd=self.folder, environment={"PATH": _PATH})
+        self._wait("network policies", self._filters)
+
+    def _filters(self) -> bool:
+        command = [*self._namespaces.prefix, "iptables", "--wait", "-S", "KUBE-ROUTER-FORWARD"]
+        ran = subprocess.run(command, env={"PATH": _PATH}, capture_output=True, timeout=60, check=False)
+        return ran.returncode == 0
 
     def _kubelet(self) -> dict[str, object]:
         return {

@@ -34,10 +34,7 @@ KUBERAY_VALUES: Final[dict[str, Any]] = {
 }
 
 
-GAPS: Final = (
-    "NetworkPolicies are written, and not enforced by this node's bridge network",
-    "torch and other large packages of the run image come from a read-only volume",
-)
+GAPS: Final = ("torch and other large packages of the run image come from a read-only volume",)
 
 
 class Stopwatch:

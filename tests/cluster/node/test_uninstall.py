@@ -15,13 +15,13 @@ def test_uninstalling_strands_nothing(
     with watch.step("helm uninstall"):
         helm.uninstall(RELEASE)
         eventually("its pods are gone", lambda: node.get("pods", "-n", NAMESPACE)["items"] == [], 150)
-    assert node.kubectl("get", "deployments,services,configmaps", "-n", NAMESPACE, "-o", "name").split() == [
-        "configmap/kube-root-ca.crt"
-    ]
+    assert node.kubectl(
+        "get", "deployments,services,configmaps,networkpolicies", "-n", NAMESPACE, "-o", "name"
+    ).split() == ["configmap/kube-root-ca.crt"]
     jobs = [job["metadata"]["name"] for job in node.get("rljobs", "-n", team)["items"]]
     assert "colocated" in jobs
     for name in jobs:
         node.kubectl("delete", "rljob", name, "-n", team, "--timeout=60s")
-    children = ("get", "rayjobs,rayclusters,statefulsets,jobs,pods", "-n", team, "-o", "name")
+    children = ("get", "rayjobs,rayclusters,statefulsets,jobs,pods,networkpolicies", "-n", team, "-o", "name")
     eventually("their children are gone", lambda: node.kubectl(*children).split() == [], 150)
     assert "persistentvolumeclaim/colocated-run" in node.kubectl("get", "pvc", "-n", team, "-o", "name").split()
