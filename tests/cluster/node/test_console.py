@@ -68,5 +68,7 @@ def forwarded(node: Node, target: str, port: int) -> Iterator[str]:
     with subprocess.Popen([*command, f"{local}:{port}"], stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         assert "Forwarding" in child.stdout.readline()
-        yield f"http://127.0.0.1:{local}"
-        child.terminate()
+        try:
+            yield f"http://127.0.0.1:{local}"
+        finally:
+            child.terminate()
