@@ -7,11 +7,12 @@ calls end, then kills every process below it.
 import time
 
 from crescendo.common.errors import RequestError
+from crescendo.common.metrics import MetricsServer
 from crescendo.common.rpc import Server, guarded, serve
 from crescendo.common.rpc.status import Context
 from crescendo.common.service import ServiceSpec
 from crescendo.proto.v1 import reward_pb2, reward_pb2_grpc
-from crescendo.reward_service.metrics import MetricsServer, executor_families
+from crescendo.reward_service.metrics import executor_families
 from crescendo.reward_service.programs import ProgramGrading
 from crescendo.reward_service.sandbox.options import Floor, SandboxOptions
 from crescendo.reward_service.service_options import MIB, ServiceOptions, checked_deadline_s

@@ -7,6 +7,7 @@ calls, lets running ones end and waits for second gradings.
 import time
 
 from crescendo.common.errors import ConfigError, RequestError
+from crescendo.common.metrics import MetricsServer
 from crescendo.common.rpc import Server, guarded, serve, to_detail
 from crescendo.common.rpc.identity import IdentityFiles
 from crescendo.common.rpc.status import Context
@@ -15,7 +16,7 @@ from crescendo.proto.v1 import reward_pb2, reward_pb2_grpc
 from crescendo.reward_service.admission import Admission, identity_of
 from crescendo.reward_service.dispatch import Dispatcher, worst_case_s
 from crescendo.reward_service.executors import Executors
-from crescendo.reward_service.metrics import MetricsServer, model_families, reward_families
+from crescendo.reward_service.metrics import model_families, reward_families
 from crescendo.reward_service.reward_models import ModelScoring, RewardModels, parse_models
 from crescendo.reward_service.scorers import (
     GROUP_SCORERS,

@@ -19,7 +19,7 @@ class Options:
     ray_version: Ray of the images; trust_days: how long a leaf certificate is valid; certificate_issuer: a cert-manager
     ClusterIssuer, empty for the operator's own authority; rdma_resource: extended resource of the adapters that GPU
     pods get, with IPC_LOCK; empty: none; verbs_reviewed: an admission policy reviews who asks for verbs, without which
-    none is taken; health_port: of /healthz, 0 for none."""
+    none is taken; health_port: of /healthz, 0 for none; metrics_port: of /metrics, 0 for none."""
 
     namespace: str = "crescendo-system"
     watch_namespaces: tuple[str, ...] = ()
@@ -36,6 +36,7 @@ class Options:
     verbs_reviewed: bool = True
     resync_s: float = 30.0
     health_port: int = 8080
+    metrics_port: int = 9464
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Options":

@@ -40,6 +40,7 @@ class Operator:
             "CRESCENDO_WATCH_NAMESPACES": ",".join(namespaces),
             "CRESCENDO_RESYNC_S": str(resync_s),
             "CRESCENDO_HEALTH_PORT": "0",
+            "CRESCENDO_METRICS_PORT": "0",
             "CONTROLLERS": controllers,
             **environment,
         }

@@ -21,7 +21,8 @@ NEVER = 100_000
 RUNNING_S = 300.0
 SETTLED_S = 20.0
 ELSEWHERE = "elsewhere"
-CHART = {"operator": (8080,), "console": (8080,), "reward": (8446, 9464), "executor": (8447, 9464)}
+CHART = {"operator": (8080, 9464), "console": (8080,), "reward": (8446, 9464), "executor": (8447, 9464)}
+METRICS = ("operator", "reward", "executor")
 RAY = ("head", "worker", "rollout")
 OUTSIDE = {"api": "10.96.0.1:443", "names": f"{ADDRESS}:53"}
 ANYBODY = {*OUTSIDE, "console:8080"}
@@ -82,7 +83,7 @@ class Scene:
             "another-job": ANYBODY | {"reward:8446"},  # a head, of whatever job
             "bystander": ANYBODY,
             "kuberay": ANYBODY | {"head:8265"},
-            "prometheus": ANYBODY | {"reward:9464", "executor:9464", *(f"{name}:8080" for name in RAY)},
+            "prometheus": ANYBODY | {f"{name}:9464" for name in METRICS} | {f"{name}:8080" for name in RAY},
             "head": own | {"reward:8446"},
             "worker": own,
             "rollout": own,

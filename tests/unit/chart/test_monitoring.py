@@ -8,6 +8,7 @@ import yaml
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.registry import Collector
 
+from crescendo.controller.operator.metrics import Counts
 from crescendo.reward_service.admission import Admission
 from crescendo.reward_service.dispatch import DispatchCounters
 from crescendo.reward_service.executors import Executors
@@ -25,25 +26,29 @@ ON: dict[str, Any] = {
         "grafanaDashboard": {"enabled": True},
     }
 }
-# Of Prometheus and of kube-state-metrics.
-OTHERS = {"up", "kube_deployment_status_replicas_available"}
+# Of Prometheus itself: a metric, and labels of what it scrapes.
+OTHERS = {"up"}
+TARGET_LABELS = {"namespace", "service"}
 
 
 async def counted() -> set[tuple[str, str]]:
-    """(sample, label) of all that the two services serve; the label is empty for samples without one."""
+    """(sample, label) of all that operator and reward services serve; the label is empty for samples without one."""
     executors = await Executors.connect("127.0.0.1:1")
     counters = DispatchCounters()
     counters.verdicts["exact_match", "correct"] = 1
     pool = Pool(num_workers=1, memory_bytes=1, recycle_after=1, modules=(), max_queued=1)
     programs = ProgramGrading(pool, SandboxOptions())
+    counts = Counts()
+    counts.saw([{"phase": "Running", "reason": "Training"}])
 
-    class Both(Collector):
+    class All(Collector):
         def collect(self) -> Any:
             yield from reward_families(counters, Admission(1, 1, 1.0), executors)
             yield from executor_families(pool, programs)
+            yield from counts.families(0)
 
     registry = CollectorRegistry()
-    registry.register(Both())
+    registry.register(All())
     await executors.close()
     found = set()
     for name, labels in re.findall(r"^(\w+)(?:\{(.*)\})? ", generate_latest(registry).decode(), re.MULTILINE):
@@ -66,7 +71,7 @@ async def test_every_expression_reads_what_is_counted() -> None:
         assert used, expression
         for name, selector in used:
             if name not in OTHERS:
-                wanted = {(name, label) for label in ["", *re.findall(r"(\w+)=", selector)]}
+                wanted = {(name, label) for label in {"", *re.findall(r"(\w+)=", selector)} - TARGET_LABELS}
                 assert wanted <= served, expression
         for label in re.findall(r"by \((\w+)\)", expression):
             assert (used[0][0], label) in served, expression
@@ -74,7 +79,7 @@ async def test_every_expression_reads_what_is_counted() -> None:
 
 def test_alerts_name_this_release() -> None:
     text = " ".join(expressions())
-    assert 'deployment="crescendo-operator"' in text
+    assert 'service="crescendo-operator"' in text
     assert 'service="crescendo-reward"' in text
     without = render({**ON, "reward": {"enabled": False}}, [API])
     (rule,) = [one for one in without if one["kind"] == "PrometheusRule"]
@@ -95,7 +100,7 @@ def test_what_is_scraped_is_a_port_of_a_service() -> None:
         for port in service["spec"]["ports"]
         if port["name"] == endpoint["port"]
     }
-    assert scraped == {"crescendo-reward", "crescendo-executor"}
+    assert scraped == {"crescendo-operator", "crescendo-reward", "crescendo-executor"}
 
 
 def test_where_nobody_serves_the_kinds_the_notes_say_so() -> None:

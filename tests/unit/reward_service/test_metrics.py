@@ -7,11 +7,12 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 
 from crescendo.common.errors import EnvironmentProblem
+from crescendo.common.metrics import MetricsServer
 from crescendo.proto.v1 import common_pb2, reward_pb2
 from crescendo.reward_service.admission import Admission
 from crescendo.reward_service.dispatch import DispatchCounters
 from crescendo.reward_service.executors import Executors
-from crescendo.reward_service.metrics import MetricsServer, reward_families
+from crescendo.reward_service.metrics import reward_families
 
 
 def scraped(port: int) -> dict[tuple[str, ...], float]:
