@@ -22,7 +22,7 @@ from tests.cluster.kube.build import build
 from tests.cluster.kube.control_plane import ControlPlane
 from tests.cluster.kube.ready import WATCHED_USER, calls, ready
 from tests.cluster.operator_process import Operator
-from tests.cluster.scale import GPUS_A_NODE, Crowd, Figures, each, one_gpu_job, pause_s
+from tests.cluster.scale import GPUS_A_NODE, Crowd, Figures, each, one_gpu_job, patiently, pause_s
 
 RESYNC_S = 30.0
 STEADY_S = 60.0
@@ -52,7 +52,8 @@ def crowd(plane: ControlPlane, folder: Path, count: int, limit_s: float) -> Figu
     operator = Operator(kubeconfig, folder, resync_s=RESYNC_S)
     operator.start()
     try:
-        return asyncio.run(Crowd(plane, operator, "crowd", count, limit_s).live(lambda: calls(plane), STEADY_S))
+        found = Crowd(plane, operator, "crowd", count, limit_s, harness.progress)
+        return asyncio.run(found.live(lambda: calls(plane), STEADY_S))
     finally:
         operator.kill()
         harness.progress(operator.log[-2000:])
@@ -66,7 +67,11 @@ async def bare(plane: ControlPlane, count: int, limit_s: float) -> float:
     begun = time.monotonic()
     try:
         await each(names, lambda name: api.create(bare_ray_job(name, body)), limit_s)
-        while sum(map(provisioned, await api.find("RayCluster", "bare", {}))) < count:
+
+        async def done() -> bool:
+            return sum(map(provisioned, await api.find("RayCluster", "bare", {}))) >= count
+
+        while not await patiently(done):
             if time.monotonic() - begun > limit_s:
                 raise TimeoutError(f"{count} bare RayJobs had no clusters within {limit_s:.0f} s")
             await asyncio.sleep(pause_s(count))
