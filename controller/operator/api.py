@@ -209,4 +209,5 @@ def _failure(error: httpx2.HTTPError | OSError) -> ApiFailure:
         return ApiFailure(f"the API server cannot be reached: {error}", 0)
     wished = error.response.headers.get("Retry-After", "")
     wait_s = min(TIMEOUT_S, float(wished)) if wished.isdecimal() else 0.0
-    return ApiFailure(f"the API server refused: {error}", error.response.status_code, wait_s)
+    said = str(error).partition("\nFor more information check")[0]  # an address of httpx's documentation
+    return ApiFailure(f"the API server refused: {said}", error.response.status_code, wait_s)
