@@ -14,6 +14,7 @@ from lightkube import AsyncClient, KubeConfig
 from lightkube.config.kubeconfig import SingleConfig
 from lightkube.config.models import User
 from lightkube.core.exceptions import ApiError, ConfigError
+from lightkube.core.resource_registry import resource_registry
 from lightkube.generic_resource import create_global_resource, create_namespaced_resource
 from lightkube.types import PatchType
 
@@ -26,9 +27,16 @@ JOB_LABEL: Final = f"{GROUP}/job"
 EVERYWHERE: Final = "*"
 _NO_CLUSTER: Final = "Run the console in a pod with a service account's token, or set KUBECONFIG."
 _SERVICE_ACCOUNT: Final = "system:serviceaccount:"
+
+
+def _core(kind: str, plural: str) -> Any:
+    """A kind of the core group, which lightkube would not make twice in a process: it looks under another key."""
+    return resource_registry.get("v1", kind) or create_namespaced_resource("", "v1", kind, plural)
+
+
 _JOBS: Final[Any] = create_namespaced_resource(GROUP, "v1alpha1", "RLJob", "rljobs")
-_PODS: Final[Any] = create_namespaced_resource("", "v1", "Pod", "pods")
-_EVENTS: Final[Any] = create_namespaced_resource("", "v1", "Event", "events")
+_PODS: Final[Any] = _core("Pod", "pods")
+_EVENTS: Final[Any] = _core("Event", "events")
 _TOKEN_REVIEW: Final[Any] = create_global_resource("authentication.k8s.io", "v1", "TokenReview", "tokenreviews")
 _ACCESS_REVIEW: Final[Any] = create_global_resource(
     "authorization.k8s.io", "v1", "SelfSubjectAccessReview", "selfsubjectaccessreviews"

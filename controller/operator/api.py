@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 
 import httpx2
 from lightkube import AsyncClient, KubeConfig
+from lightkube.core.resource_registry import resource_registry
 from lightkube.generic_resource import create_global_resource, create_namespaced_resource
 from lightkube.types import CascadeType, PatchType
 
@@ -41,8 +42,16 @@ _KINDS: Final = {
     "Workload": ("kueue.x-k8s.io", "v1beta2", "workloads"),
     "Event": ("events.k8s.io", "v1", "events"),
 }
+
+
+def _resource(group: str, version: str, kind: str, plural: str) -> Any:
+    """A kind; one of the core group lightkube would not make twice in a process: it looks under another key."""
+    made = resource_registry.get(f"{group}/{version}".strip("/"), kind)
+    return made or create_namespaced_resource(group, version, kind, plural)
+
+
 _RESOURCES: Final[dict[str, Any]] = {
-    kind: create_namespaced_resource(group, version, kind, plural) for kind, (group, version, plural) in _KINDS.items()
+    kind: _resource(group, version, kind, plural) for kind, (group, version, plural) in _KINDS.items()
 }
 _ACCESS_REVIEW: Final[Any] = create_global_resource(
     "authorization.k8s.io", "v1", "SubjectAccessReview", "subjectaccessreviews"
