@@ -13,6 +13,8 @@ from crescendo.reward_service.sandbox.warm import CANDIDATE_UID
 from tests.attacks.suite import source_folder
 
 SHARED_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
+# Where other tests, and builds of images, mount things meanwhile.
+OTHERS_MOUNTS = ("/pytest-of-", "/run/netns", "/crescendo-cluster/")
 
 
 @dataclass
@@ -25,7 +27,7 @@ class Host:
     abstract: socket.socket
     at_path: socket.socket
     scratch: Path
-    mounts: str = field(default_factory=lambda: Path("/proc/self/mountinfo").read_text())
+    mounts: list[str] = field(default_factory=lambda: mounts())
 
     @property
     def values(self) -> dict[str, str]:
@@ -53,7 +55,7 @@ class Host:
             with contextlib.suppress(BlockingIOError):
                 (listener.accept() if name == "TCP" else listener.recv(1))
                 found.append(f"the {name} listener was reached")
-        if Path("/proc/self/mountinfo").read_text() != self.mounts:
+        if mounts() != self.mounts:
             found.append("the host's mounts have changed")
         if left := sorted(path.name for path in self.scratch.iterdir() if path.name.startswith("crescendo-run-")):
             found.append(f"run folders were left: {left}")
@@ -123,3 +125,9 @@ def cgroup_members() -> list[str]:
 
 def _lines(path: Path) -> list[str]:
     return path.read_text().splitlines()[1:]
+
+
+def mounts() -> list[str]:
+    """The mounts that no other test has made; the fifth field is the mount point."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return [line for line in lines if not any(place in line.split()[4] for place in OTHERS_MOUNTS)]
