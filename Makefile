@@ -36,7 +36,7 @@ demo: setup ## train a tiny reasoning model in three stages on this machine's CP
 setup: $(STAMP)-project ## create or update the environment (GPU=1: CUDA builds)
 
 test: setup $(SMOLLM2)/config.json ## run every test: the fast ones first; files in two processes
-	$(BIN)/pytest $(or $(TESTS),--numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder)
+	$(BIN)/pytest $(or $(TESTS),--durations 15 --durations-min 15 --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder)
 
 test-cluster: setup ## run the tests on a real Kubernetes, built from the Go module proxy (needs Go; ten minutes cold)
 	$(BIN)/python -m tests.cluster.kube.build node
