@@ -33,7 +33,7 @@ from crescendo.common.errors import (
     DiskFullError,
     StoreUnavailableError,
 )
-from crescendo.common.runfolder import write_atomically
+from crescendo.common.runfolder import sync, write_atomically
 from crescendo.common.s3 import ANSWER_S, ATTEMPTS, CONNECT_S, DENIED, NO_BUCKET, s3_filesystem
 
 FIELD: Final = "checkpoint_store.url"
@@ -89,7 +89,8 @@ class ObjectStore:
                     failpoints.reach("store.uploading")
                     self._advance(name, deadline)
             if self._is_local:
-                _sync(Path(self._at(name)))
+                path_there = Path(self._at(name))
+                sync(path_there, path_there.parent)
         stored, wanted = self.size(name), path.stat().st_size
         if stored != wanted:
             raise StoreUnavailableError(
@@ -289,13 +290,3 @@ def _opened(url: str) -> tuple[Any, str]:
             fix="Give s3://bucket/path or a folder, or install the package (gcsfs, adlfs, ...) that fsspec asks for.",
         ) from None
     return filesystem, str(root).rstrip("/")
-
-
-def _sync(path: Path) -> None:
-    """Brings a file and its name to the disk."""
-    for target in (path, path.parent):
-        descriptor = os.open(target, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -183,8 +183,14 @@ def write_atomically(path: Path, text: str, *, exclusive: bool = False) -> None:
         scratch.unlink()
     else:
         os.replace(scratch, path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    sync(path.parent)
+
+
+def sync(*paths: Path) -> None:
+    """Brings files to the disk, and names by the folders that hold them."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from crescendo.common.errors import ConfigError, DataError, EnvironmentProblem
-from crescendo.common.runfolder import write_atomically
+from crescendo.common.runfolder import sync, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -180,7 +180,8 @@ class DataFile:
             self._writer.close()
             self._file.close()
             if self._sync:
-                _sync(Path(self._path))
+                path = Path(self._path)
+                sync(path, path.parent)
             return int(self._fs.info(self._path)["size"])
 
     def discard(self) -> None:
@@ -203,13 +204,3 @@ def _explained(path: str) -> Iterator[None]:
             field="archive.url",
             fix="Free space there, or correct its permissions; the buffer keeps everything until it succeeds.",
         ) from error
-
-
-def _sync(path: Path) -> None:
-    """Brings a file and its name to the disk."""
-    for target in (path, path.parent):
-        descriptor = os.open(target, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
