@@ -1,6 +1,7 @@
 """What people asked of the run, and how the loop notices: flags that are read between and within phases."""
 
 import asyncio
+from collections.abc import Sequence
 
 from crescendo.controller.loop.quarantine import Quarantine
 
@@ -37,6 +38,11 @@ class Control:
         if self.drain_requested:
             self.drain_requested = False
             self.pause()
+
+    def entered(self, later: Sequence[str]) -> None:
+        """A stage is left, and these follow the next one: what people asked for is done, unless it is one of them."""
+        if self.promote_to not in later:
+            self.promote_to = None
 
     @property
     def interrupting(self) -> bool:

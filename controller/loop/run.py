@@ -204,8 +204,9 @@ class Reinforcement:
     async def _decide(self, iteration: int, transition: Transition | None) -> None:
         parts, control = self.parts, self.parts.control
         if transition is None and control.promote_to is not None:
-            transition, control.promote_to = self.stages.promote(control.promote_to), None
+            transition = self.stages.promote(control.promote_to)
         if transition is not None:
+            control.entered(self.stages.after(transition))
             await self.leave_stage(transition)
         overdue = parts.commits.overdue
         due = overdue or iteration % parts.step.checkpoints.every_iterations == 0

@@ -3,7 +3,7 @@
 import hashlib
 from datetime import datetime
 
-from crescendo.controller.operator.plan import Note
+from crescendo.controller.operator.writes import Note
 from crescendo.controller.operator.resource import API_VERSION, KIND, Job, Manifest
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from crescendo.common.errors import ConfigError, CrescendoError, DeadlineError
 from crescendo.controller.operator.api import ApiFailure, KubernetesApi
-from crescendo.controller.operator.plan import later_stages
+from crescendo.controller.operator.promotion import later_stages
 from crescendo.controller.operator.requests import ANNOTATION, Request
 from crescendo.controller.operator.resource import JOB_LABEL, KIND, Job, Manifest
 

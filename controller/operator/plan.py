@@ -12,11 +12,11 @@ operator that dies between any two writes neither counts a failure twice nor mak
 a plan out in the order of its fields.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
 
-from crescendo.controller.operator import failures
+from crescendo.controller.operator import failures, promotion
 from crescendo.controller.operator.failures import Failure
 from crescendo.controller.operator.requests import VERBS, Request, acknowledged, pending
 from crescendo.controller.operator.resource import (
@@ -30,52 +30,11 @@ from crescendo.controller.operator.resource import (
 )
 from crescendo.controller.operator.size import wanted_size
 from crescendo.controller.operator.status import Draft
+from crescendo.controller.operator.writes import RESYNC_S, SOON_S, Call, Note, Plan
 
-RESYNC_S: Final = 30.0
-SOON_S: Final = 3.0
 DEFAULT_PRE_RUNNING_S: Final = 1800
 DEFAULT_SUSPEND_S: Final = 600
 DEFAULT_BACKOFF_LIMIT: Final = 3
-
-
-@dataclass(frozen=True)
-class Call:
-    """A verb of ControllerService: `stop` (with a commit) or `promote` (to a stage)."""
-
-    verb: str
-    stage: str = ""
-
-
-@dataclass(frozen=True)
-class Note:
-    """An event on the RLJob. kind: Normal or Warning."""
-
-    kind: str
-    reason: str
-    message: str
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What to write, in this order; `status` None leaves the status alone.
-
-    create: number of the attempt whose children are to exist; buffer: pods of the job's own buffer, None as it is;
-    renew: look after the certificates of an attempt that exists; ask: what people want of the run besides;
-    scale: pods of the worker groups that are to change; delete: names of RayJobs; delete_job: the RLJob itself, its
-    ttl being over.
-    """
-
-    create: int = 0
-    buffer: int | None = None
-    renew: bool = False
-    scale: tuple[tuple[str, int], ...] = ()
-    calls: tuple[Call, ...] = ()
-    ask: Request | None = None
-    events: tuple[Note, ...] = ()
-    status: Manifest | None = None
-    delete: tuple[str, ...] = ()
-    delete_job: bool = False
-    again_s: float = RESYNC_S
 
 
 def plan(observed: Observed) -> Plan:
@@ -195,6 +154,7 @@ def _create(observed: Observed, draft: Draft, number: int, stale: tuple[str, ...
     if observed.buffer is not None and not observed.buffer.ready:
         return _await_buffer(observed, draft, observed.buffer)
     draft.set(attempt=number, attemptTime=observed.now, nextAttemptTime=None, bufferTime=None, restarts=number - 1)
+    promotion.forget_lost(observed.job, draft)
     draft.phase("Starting", "AttemptCreated", f"RayJob {observed.job.attempt_name(number)}")
     note = Note("Normal", "AttemptCreated", f"RayJob {observed.job.attempt_name(number)}")
     return Plan(create=number, events=(note,), again_s=SOON_S)
@@ -277,18 +237,8 @@ def _progress(observed: Observed, draft: Draft) -> Plan:
     draft.condition("Running", True, "Running")
     draft.phase("Running", "Running")
     draft.progress(report)
-    calls: tuple[Call, ...] = ()
-    wish = job.spec.get("promoteTo", "")
-    if wish and wish == report.stage:
-        draft.set(promotedTo=wish)
-    elif wish and wish != job.status.get("promotedTo", ""):
-        later = later_stages(job, report.stage)
-        if wish in later:
-            calls = (Call("promote", wish),)
-        else:
-            why = f"stage {wish} does not follow {report.stage}; later stages: {', '.join(later) or 'none'}"
-            events += (Note("Warning", "PromotionRefused", why),) if job.status.get("message") != why else ()
-            draft.phase("Running", "PromotionRefused", why)
+    calls, notes = promotion.ask(job, report, draft)
+    events += notes
     scale = tuple(
         (group, pods) for group, pods in wanted_size(job, report).items() if observed.replicas.get(group, pods) != pods
     )
@@ -296,13 +246,6 @@ def _progress(observed: Observed, draft: Draft) -> Plan:
         sizes = ", ".join(f"{group} {observed.replicas[group]} -> {pods}" for group, pods in scale)
         events += (Note("Normal", "Scaled", f"pods for stage {report.stage}: {sizes}"),)
     return Plan(calls=calls, scale=scale, events=events)
-
-
-def later_stages(job: Job, stage: str) -> list[str]:
-    """Names of the stages after this one, over all steps of the run."""
-    steps = job.spec["run"].get("steps") or ()
-    names = [str(found["name"]) for step in steps for found in (step.get("rl") or {}).get("stages") or ()]
-    return names[names.index(stage) + 1 :] if stage in names else names
 
 
 def _fetch_failure(observed: Observed, draft: Draft) -> Plan | None:
@@ -361,6 +304,7 @@ def _retry(observed: Observed, draft: Draft, failure: Failure) -> Plan:
 def _complete(observed: Observed, draft: Draft) -> Plan:
     if observed.report is not None:
         draft.progress(observed.report)
+    promotion.done(observed.job, draft)
     draft.stop_running("Complete")
     draft.condition("Complete", True, "Succeeded")
     draft.phase("Succeeded", "Succeeded")

@@ -37,7 +37,7 @@ from crescendo.controller.operator.children.pods import claim_name
 from crescendo.controller.operator.children.storage import buffer_name
 from crescendo.controller.operator.events import event_of
 from crescendo.controller.operator.options import Options
-from crescendo.controller.operator.plan import RESYNC_S, SOON_S, Note, Plan, plan, told
+from crescendo.controller.operator.plan import plan, told
 from crescendo.controller.operator.progress import Runs
 from crescendo.controller.operator.requests import acknowledged
 from crescendo.controller.operator.resource import (
@@ -55,6 +55,7 @@ from crescendo.controller.operator.resource import (
     Report,
 )
 from crescendo.controller.operator.shared_buffer import SharedBuffer, SharedBufferProblem, is_shared
+from crescendo.controller.operator.writes import RESYNC_S, SOON_S, Note, Plan
 
 log = logging.getLogger(__name__)
 

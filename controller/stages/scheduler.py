@@ -147,6 +147,11 @@ class StageScheduler:
         transition = self._transition(self._onward(), "manual", replace(decision, reason="promoted by a person"))
         return replace(transition, to_stage=to_stage) if to_stage else transition
 
+    def after(self, transition: Transition) -> tuple[str, ...]:
+        """Names of the stages that follow the one which a transition enters; none when it ends the step."""
+        names = tuple(stage.name for stage in self._stages)
+        return names[names.index(transition.to_stage) + 1 :] if transition.to_stage else ()
+
     def apply(self, transition: Transition, iteration: int) -> None:
         """Carries a transition out: the stage that it names is entered at `iteration`, with a fresh history."""
         self._check_running()

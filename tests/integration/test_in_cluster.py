@@ -30,10 +30,10 @@ from crescendo.controller.operator.children.rayjob import ENTRYPOINT
 from crescendo.controller.operator.children.run_file import run_file
 from crescendo.controller.operator.failures import classify
 from crescendo.controller.operator.options import Options
-from crescendo.controller.operator.plan import Call
 from crescendo.controller.operator.progress import ControllerRuns
 from crescendo.controller.operator.render import to_rljob
 from crescendo.controller.operator.resource import Attempt, Job, Report
+from crescendo.controller.operator.writes import Call
 from tests.integration.light_run import LIGHT
 from tests.integration.ray_pods import PLATFORM, RAY_TOKEN, Identities, buffer, environment, ray_head, reward_service
 from tests.integration.run_process import RECIPE

@@ -11,11 +11,11 @@ import pytest
 from crescendo.common.config import read_mapping
 from crescendo.controller.operator.certificates import new_authority
 from crescendo.controller.operator.options import Options
-from crescendo.controller.operator.plan import RESYNC_S, SOON_S, Call
 from crescendo.controller.operator.reconcile import CERTIFICATES_EVERY, Reconciler
 from crescendo.controller.operator.render import to_rljob
 from crescendo.controller.operator.requests import Request
 from crescendo.controller.operator.resource import KIND, Manifest, Report
+from crescendo.controller.operator.writes import RESYNC_S, SOON_S, Call
 from tests.unit.controller.rljob.world import REPORT, START
 
 QUICKSTART = Path(__file__).parents[4] / "recipes/quickstart/recipe.yaml"

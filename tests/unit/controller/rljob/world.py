@@ -4,8 +4,9 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from crescendo.controller.operator.plan import Plan, plan
+from crescendo.controller.operator.plan import plan
 from crescendo.controller.operator.resource import Attempt, BufferServer, FetchStep, Hold, Job, Observed, Report
+from crescendo.controller.operator.writes import Plan
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 REPORT = Report("rollout", 3, 10, "8k", 4, 2, "rollout", 60.0, False, "", {"reward": 0.5, "length": 100.0})

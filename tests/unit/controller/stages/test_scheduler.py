@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from crescendo.common.config.rl import GateConfig, StageConfig
 from crescendo.common.errors import CheckpointError, ConfigError, RequestError
+from crescendo.controller.loop.control import Control
 from crescendo.controller.stages import IterationFacts, StageScheduler, TransitionKind, nearest_commit
 
 
@@ -154,6 +155,28 @@ def test_people_promote_to_the_next_a_later_or_past_the_last_stage() -> None:
     assert [record.entered_iteration for record in scheduler.records] == [0, -1, 1]
     assert scheduler.promote().kind is TransitionKind.FINISH
     assert scheduler.promote().left_by == "manual"
+
+
+@pytest.mark.parametrize(
+    ("wish", "kept"), [("stage-1", None), ("stage-2", "stage-2"), ("", None), (None, None)], ids=repr
+)
+def test_a_promotion_asked_for_while_the_gate_opens_is_not_asked_again(wish: str | None, kept: str | None) -> None:
+    scheduler = StageScheduler(stages(step_gate(1), step_gate(1), MANUAL))
+    control = Control()
+    control.promote_to = wish
+    transition = scheduler.observe(facts(0))
+    assert transition is not None
+    control.entered(scheduler.after(transition))
+    assert control.promote_to == kept
+
+
+def test_the_end_of_a_step_forgets_a_promotion() -> None:
+    scheduler = StageScheduler(stages(MANUAL))
+    control = Control()
+    control.promote_to = ""
+    scheduler.observe(facts(0))
+    control.entered(scheduler.after(scheduler.promote("")))
+    assert control.promote_to is None
 
 
 def test_a_stage_without_iterations_rolls_back_to_before_itself() -> None:
