@@ -10,8 +10,8 @@ from typing import Any, Final, TypeAlias
 import grpc
 
 from crescendo.common.rpc.identity import Identity, peer_identity
+from crescendo.common.rpc.status import Context, let_finish_writing
 
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 # grpc's classes take type arguments in its stubs only, hence the quotes.
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any] | None"
 Continuation: TypeAlias = Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]
@@ -80,17 +80,18 @@ def _checked(handler: Handler, check: Check) -> Handler:
         return handler
     inner: Any = handler
 
-    async def refuse_if_needed(context: Context) -> None:
+    async def refuse_if_needed(request: Any, context: Context) -> None:
         refusal = check(context)
         if refusal is not None:
+            await let_finish_writing(request)
             await context.abort(*refusal)
 
     async def unary(request: Any, context: Context) -> Any:
-        await refuse_if_needed(context)
+        await refuse_if_needed(request, context)
         return await (inner.stream_unary if handler.request_streaming else inner.unary_unary)(request, context)
 
     async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
-        await refuse_if_needed(context)
+        await refuse_if_needed(request, context)
         async for answer in (inner.stream_stream if handler.request_streaming else inner.unary_stream)(
             request, context
         ):

@@ -6,6 +6,8 @@ a handler raises beyond that tree becomes an InternalError with the original's n
 the log only.
 """
 
+import asyncio
+import contextlib
 import functools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -29,6 +31,7 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 # Errors travel as HTTP/2 trailers, of which gRPC takes 8 KiB by default; a message may quote what was wrong.
 MAX_TEXT_BYTES = 1_500
 MAX_STATUS_BYTES = 300  # percent-encoded on the wire, so that it may become three times as long
+FINISH_WRITING_S = 1.0  # how long a refused client may go on with its requests before it is told
 
 S = TypeVar("S")
 Q = TypeVar("Q")
@@ -122,6 +125,20 @@ async def _abort(context: Context, error: BaseException, method: str) -> None:
     await context.abort_with_status(rpc_status.to_status(status))
 
 
+async def let_finish_writing(request: Any) -> None:
+    """Before a refusal: reads what a streaming client still sends, for FINISH_WRITING_S at most.
+
+    In grpc.aio a write that comes after the call's status replaces it with "Internal error from Core" (grpc/grpc
+    issue 36066). request: whatever the handler was called with.
+    """
+    if not isinstance(request, AsyncIterator):
+        return
+    with contextlib.suppress(Exception):  # a reader of the handler's own is at it, or the client has gone
+        async with asyncio.timeout(FINISH_WRITING_S):
+            async for _ in request:
+                pass
+
+
 def guarded(
     handler: Callable[[S, Q, Context], Awaitable[A]],
 ) -> Callable[[S, Q, Context], Awaitable[A]]:
@@ -153,6 +170,7 @@ def guarded_stream(
         except grpc.aio.AbortError:
             raise
         except Exception as error:
+            await let_finish_writing(request)
             await _abort(context, error, handler.__qualname__)
 
     return wrapped

@@ -3,8 +3,8 @@
 import hashlib
 from datetime import datetime
 
-from crescendo.controller.operator.writes import Note
 from crescendo.controller.operator.resource import API_VERSION, KIND, Job, Manifest
+from crescendo.controller.operator.writes import Note
 
 
 def event_of(job: Job, note: Note, now: datetime) -> Manifest:

@@ -24,8 +24,6 @@ from crescendo.controller.operator.resource import (
     JOB_LABEL,
     Attempt,
     BufferServer,
-    Job,
-    Manifest,
     Observed,
 )
 from crescendo.controller.operator.size import wanted_size

@@ -11,9 +11,9 @@ from typing import Any, Final, Protocol
 
 from crescendo.common.control import ControllerClient
 from crescendo.common.errors import CrescendoError, RequestError
-from crescendo.controller.operator.writes import Call
 from crescendo.controller.operator.requests import Request
 from crescendo.controller.operator.resource import Report
+from crescendo.controller.operator.writes import Call
 from crescendo.proto.v1 import controller_pb2
 
 _FORBIDDEN: Final = re.compile(r"[^A-Za-z0-9_.:/ -]")

@@ -1,9 +1,9 @@
 """spec.promoteTo: asked of the run that trains, acknowledged as status.promotedTo. Pure.
 
-    wish is a later stage       -> PromoteStage, then promotedTo        once an attempt
-    wish is the present stage   -> promotedTo                           its answer was lost
-    attempt ends before that    -> promotedTo is forgotten              the run is resumed from a commit before the wish
-    run succeeds                -> promotedTo                           it was past every stage
+wish is a later stage       -> PromoteStage, then promotedTo        once an attempt
+wish is the present stage   -> promotedTo                           its answer was lost
+attempt ends before that    -> promotedTo is forgotten              the run is resumed from a commit before the wish
+run succeeds                -> promotedTo                           it was past every stage
 """
 
 from crescendo.controller.operator.resource import Job, Report

@@ -1,4 +1,7 @@
-"""What a decision about one RLJob says: the writes that are due, in order. Made by plan.py, carried out by reconcile.py."""
+"""What a decision about one RLJob says: the writes that are due, in order.
+
+Made by plan.py, carried out by reconcile.py.
+"""
 
 from dataclasses import dataclass
 from typing import Final

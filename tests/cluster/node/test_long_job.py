@@ -213,5 +213,5 @@ def test_it_is_promoted_and_succeeds(job: LongJob, watch: Stopwatch) -> None:
         job.until_phase("Succeeded")
     status = job.view.status()
     assert status["promotedTo"] == "context-64"
-    assert status["attempt"] == 3
+    assert status["attempt"] >= 3
     assert job.events("run.done")
