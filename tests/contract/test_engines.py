@@ -259,14 +259,16 @@ async def test_an_idle_engine_stands_still_and_comes_back(driver: RolloutDriver)
     release = rollout_pb2.RolloutReleaseDeviceRequest(fence=driver.fence, method="idle")
     released = (await driver.client.call(stub.ReleaseDevice, release, timeout_s=10)).device
     assert released.state == common_pb2.DEVICE_STATE_RELEASED
-    before = (await driver.status()).worker.device.cpu_seconds
-    await asyncio.sleep(0.5)
-    after = (await driver.status()).worker.device.cpu_seconds
-    assert after - before < 0.15
-    with pytest.raises(RequestError, match="released its device"):
-        await driver.generate(request("g", 4))
-    acquire = rollout_pb2.RolloutAcquireDeviceRequest(fence=driver.fence)
-    acquired = (await driver.client.call(stub.AcquireDevice, acquire, timeout_s=10)).device
+    try:
+        before = (await driver.status()).worker.device.cpu_seconds
+        await asyncio.sleep(0.5)
+        after = (await driver.status()).worker.device.cpu_seconds
+        assert after - before < 0.15
+        with pytest.raises(RequestError, match="released its device"):
+            await driver.generate(request("g", 4))
+    finally:  # the engine serves the tests that follow
+        acquire = rollout_pb2.RolloutAcquireDeviceRequest(fence=driver.fence)
+        acquired = (await driver.client.call(stub.AcquireDevice, acquire, timeout_s=10)).device
     assert acquired.state == common_pb2.DEVICE_STATE_RESIDENT
     assert len((await driver.generate(request("g", 4)))["g"].token_ids) == 4
 
