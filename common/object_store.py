@@ -37,6 +37,10 @@ from crescendo.common.runfolder import sync, write_atomically
 from crescendo.common.s3 import ANSWER_S, ATTEMPTS, CONNECT_S, DENIED, NO_BUCKET, s3_filesystem
 
 FIELD: Final = "checkpoint_store.url"
+# Where people write it: in a run file, or in an RLJob, from which the operator makes one.
+URL: Final = "checkpoint_store.url (RLJob: spec.storage.checkpoints.uri)"
+KEYS: Final = "checkpoint_store.credentials (RLJob: the Secret of spec.storage.checkpoints.secretRef)"
+PORTS: Final = "the ways out of the network (RLJob: spec.network.egressPorts)"
 CHUNK_BYTES: Final = 4 * 2**20
 RANGE_BYTES: Final = 16 * 2**20
 PARALLEL: Final = 8
@@ -231,7 +235,7 @@ class ObjectStore:
             place = f"{self.url}/{name}"
             if any(sign in text for sign in NO_BUCKET):
                 text = f"{FIELD} is {self.url!r}: there is no such bucket."
-                raise ConfigError(text, field=FIELD, fix="Make it, or correct the URL.") from error
+                raise ConfigError(text, field=FIELD, fix=f"Make it, or correct {URL}.") from error
             if isinstance(error, FileNotFoundError):
                 raise
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -240,12 +244,12 @@ class ObjectStore:
                 raise ConfigError(
                     f"{place} is refused ({text}).",
                     field=FIELD,
-                    fix="Give credentials that may list, read, write and delete below the URL.",
+                    fix=f"Give a key in {KEYS} that may list, read, write and delete below the URL.",
                 ) from error
             raise StoreUnavailableError(
                 f"the checkpoint store did not answer well for {place} ({text}).",
                 field=FIELD,
-                fix="It is tried again. If it stays, check the endpoint, the network policy and the store.",
+                fix=f"It is tried again. If it stays, check the endpoint, {PORTS} and the store.",
             ) from error
 
 
@@ -274,7 +278,7 @@ def _settings(credentials: str) -> dict[str, str]:
         raise ConfigError(
             f"checkpoint_store.credentials is {credentials!r}, where no file is named AWS_....",
             field="checkpoint_store.credentials",
-            fix="Name a folder with the files AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.",
+            fix=f"Put AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY into {KEYS}.",
         )
     return found
 

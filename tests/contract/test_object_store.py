@@ -52,7 +52,7 @@ def bucket() -> Iterator[Bucket]:
 def in_bucket(bucket: Bucket, tmp_path: Path) -> Place:
     keys = tmp_path / "keys"
     keys.mkdir()
-    known = {"AWS_ACCESS_KEY_ID": "AKIATEST", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_ENDPOINT_URL": bucket.url}
+    known = {"AWS_ACCESS_KEY_ID": "AKIATEST", "AWS_SECRET_ACCESS_KEY": "hushed", "AWS_ENDPOINT_URL": bucket.url}
     for name, value in known.items():
         (keys / name).write_text(f"{value}\n")
     return Place("s3://runs/math", str(keys), tmp_path, bucket)
@@ -139,7 +139,18 @@ def test_what_asking_again_does_not_change_is_a_wrong_configuration(
     with pytest.raises(ConfigError, match=says) as told:
         in_bucket(bucket, tmp_path).open().write("run.json", b"{}")
     assert told.value.field == "checkpoint_store.url"
-    assert "secret" not in str(told.value)
+    assert "hushed" not in str(told.value)
+
+
+def test_a_strangers_key_opens_nothing_and_is_told_where_to_change_it(bucket: Bucket, tmp_path: Path) -> None:
+    place = in_bucket(bucket, tmp_path)
+    Path(place.keys, "AWS_ACCESS_KEY_ID").write_text("AKIASTRANGER")
+    source, store = file_of(tmp_path, bytes(LARGE)), place.open()
+    for attempt in (lambda: store.write("run.json", b"{}"), lambda: store.put(source, "part"), lambda: store.names("")):
+        with pytest.raises(ConfigError, match="is refused") as told:
+            attempt()
+        assert "spec.storage.checkpoints.secretRef" in told.value.fix
+    assert bucket.files == {}
 
 
 def test_a_store_that_hangs_or_is_away_is_told_in_time(bucket: Bucket, tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ class _WritingHandler(_Handler):
         url = urlsplit(self.path)
         name, query = unquote(url.path).lstrip("/"), parse_qs(url.query)
         self.shop.requests.append(f"PUT {self.path}")
+        if self._is_stranger():
+            return self._refuse(name)
         if self.shop.refuse_writes:
             code = {403: "AccessDenied", 404: "NoSuchBucket"}.get(self.shop.refuse_writes, "InternalError")
             text = f"<Error><Code>{code}</Code><Message>no</Message></Error>"
@@ -42,6 +44,8 @@ class _WritingHandler(_Handler):
         url = urlsplit(self.path)
         name, query = unquote(url.path).strip("/"), parse_qs(url.query, keep_blank_values=True)
         self.shop.requests.append(f"POST {self.path}")
+        if self._is_stranger():
+            return self._refuse(name)
         if "delete" in query:
             for key in re.findall(r"<Key>(.*?)</Key>", body.decode()):
                 self.shop.files.pop(f"{name}/{key}", None)
@@ -59,8 +63,11 @@ class _WritingHandler(_Handler):
         return self._send(200, text.encode(), {"Content-Type": "application/xml"})
 
     def do_DELETE(self) -> None:
-        self.shop.files.pop(unquote(urlsplit(self.path).path).lstrip("/"), None)
-        self._send(204, b"")
+        name = unquote(urlsplit(self.path).path).lstrip("/")
+        if self._is_stranger():
+            return self._refuse(name)
+        self.shop.files.pop(name, None)
+        return self._send(204, b"")
 
     def _body(self) -> bytes:
         """What was sent, out of HTTP's chunks and, within them, those of S3, which carry a checksum at their end."""

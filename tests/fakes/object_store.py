@@ -69,7 +69,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.shop.requests.append(f"{self.command} {self.path}")
         if self.shop.fail:
             return self._send(self.shop.fail.pop(0), b"later")
-        if self.shop.key_id and self.shop.key_id not in self.headers.get("authorization", ""):
+        if self._is_stranger():
             return self._refuse(path)
         if path.startswith("api/"):
             return self._hub_api(path)
@@ -79,6 +79,9 @@ class _Handler(BaseHTTPRequestHandler):
             repository, _, rest = path.partition("/resolve/")
             return self._file(f"{repository.removeprefix('datasets/')}/{rest.partition('/')[2]}")
         return self._file(path)
+
+    def _is_stranger(self) -> bool:
+        return bool(self.shop.key_id) and self.shop.key_id not in self.headers.get("authorization", "")
 
     def _refuse(self, path: str) -> None:
         if path.startswith("api/"):
