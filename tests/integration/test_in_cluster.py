@@ -197,7 +197,7 @@ def assert_what_ran(cluster: Attempts) -> None:
     assert not list(cluster.volume.glob("logs/reward-*")) + list(cluster.volume.glob("logs/executor-*"))
 
 
-def test_the_probe_tells_right_from_wrong(tmp_path: Path) -> None:
+def test_the_probe_tells_right_from_wrong_and_that_programs_get_no_socket(tmp_path: Path) -> None:
     identities = Identities(tmp_path / "identities")
     with reward_service(tmp_path / "reward", identities) as address:
         for role, expected in (("probe", 0), ("worker", 1)):
@@ -207,4 +207,4 @@ def test_the_probe_tells_right_from_wrong(tmp_path: Path) -> None:
                     capture_output=True, text=True, timeout=90, check=False,
                 )  # fmt: skip
             assert (ran.returncode != 0) == bool(expected), ran.stdout + ran.stderr
-            assert ("VERDICT_CORRECT" in ran.stdout) == (expected == 0)
+            assert ("is refused sockets: VERDICT_CORRECT" in ran.stdout) == (expected == 0)
