@@ -92,9 +92,10 @@ class ControllerServicer(controller_pb2_grpc.ControllerServiceServicer):
                 field="stage",
                 fix="Name a later stage, or none for the next.",
             )
-        self._control.promote_to = request.stage
+        wanted = request.stage or (later[0] if later else "")
+        self._control.promote_to = wanted
         self._board.event("stage.promotion_requested", f"{stages[active].name} will be left after this iteration")
-        return pb.PromoteStageResponse(stage=request.stage or (later[0] if later else ""))
+        return pb.PromoteStageResponse(stage=wanted)
 
     @guarded
     async def CommitRun(self, request: pb.CommitRunRequest, context: Context) -> pb.CommitRunResponse:

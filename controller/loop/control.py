@@ -12,7 +12,7 @@ class Control:
     def __init__(self, quarantine: Quarantine | None = None) -> None:
         self.stop_requested = False
         self.commit_on_stop = True
-        self.promote_to: str | None = None
+        self.promote_to: str | None = None  # a stage; empty: the next, or past the last
         self.commit_requested = False
         self.drain_requested = False
         self.drain_key = ""  # of the newest request, which may be sent again
@@ -39,8 +39,14 @@ class Control:
             self.drain_requested = False
             self.pause()
 
+    def still_wants(self, later: Sequence[str]) -> bool:
+        """Whether the stage that people want follows the present one; forgets it when the run is there already."""
+        if self.promote_to and self.promote_to not in later:
+            self.promote_to = None
+        return self.promote_to is not None
+
     def entered(self, later: Sequence[str]) -> None:
-        """A stage is left, and these follow the next one: what people asked for is done, unless it is one of them."""
+        """A stage was left for good, and these follow the present one: only one of these is still to come."""
         if self.promote_to not in later:
             self.promote_to = None
 

@@ -97,8 +97,10 @@ async def replay(loop: Reinforcement) -> None:
     if max(await parts.buffer.branches(), default=0) > state.branch:
         # A rollback was under way when the run died, and its commit is missing. A gate has decided again by now; what
         # is left is a person's promotion, of which only the branch remains.
-        await loop.leave_stage(loop.stages.promote())
+        wish = parts.control.promote_to
+        await loop.leave_stage(loop.stages.promote(wish if wish in loop.stages.later else ""))
         await loop.commit()
+        parts.control.entered(loop.stages.later)
 
 
 def _validated(loop: Reinforcement) -> dict[tuple[int, int], float]:

@@ -203,10 +203,9 @@ class Reinforcement:
 
     async def _decide(self, iteration: int, transition: Transition | None) -> None:
         parts, control = self.parts, self.parts.control
-        if transition is None and control.promote_to is not None:
+        if transition is None and control.promote_to is not None and control.still_wants(self.stages.later):
             transition = self.stages.promote(control.promote_to)
         if transition is not None:
-            control.entered(self.stages.after(transition))
             await self.leave_stage(transition)
         overdue = parts.commits.overdue
         due = overdue or iteration % parts.step.checkpoints.every_iterations == 0
@@ -214,6 +213,8 @@ class Reinforcement:
             awaited = transition is not None or overdue or control.wants_commit
             await self.commit(beside=parts.config.trainer.async_checkpoint and not awaited)
             control.committed()
+        if transition is not None:  # not before the commit: what is lost with it is to be done again
+            control.entered(self.stages.later)
 
     async def leave_stage(self, transition: Transition) -> None:
         """Carries a transition out: rolls back if its gate says so, then enters the next stage."""

@@ -105,6 +105,11 @@ class StageScheduler:
         """Facts of the current stage since it was entered or rolled back."""
         return tuple(self._history)
 
+    @property
+    def later(self) -> tuple[str, ...]:
+        """Names of the stages after the current one."""
+        return tuple(stage.name for stage in self._stages[self._current + 1 :])
+
     def observe(self, facts: IterationFacts) -> Transition | None:
         """Takes in an iteration; a transition when the stage is to be left.
 
@@ -136,7 +141,7 @@ class StageScheduler:
         Raises RequestError when the stage named does not come later.
         """
         self._check_running()
-        later = [stage.name for stage in self._stages[self._current + 1 :]]
+        later = self.later
         if to_stage and to_stage not in later:
             raise RequestError(
                 f"stage {to_stage!r} does not follow {self.stage.name!r}; later stages: {', '.join(later) or 'none'}.",
@@ -146,11 +151,6 @@ class StageScheduler:
         decision = self.gate_report()
         transition = self._transition(self._onward(), "manual", replace(decision, reason="promoted by a person"))
         return replace(transition, to_stage=to_stage) if to_stage else transition
-
-    def after(self, transition: Transition) -> tuple[str, ...]:
-        """Names of the stages that follow the one which a transition enters; none when it ends the step."""
-        names = tuple(stage.name for stage in self._stages)
-        return names[names.index(transition.to_stage) + 1 :] if transition.to_stage else ()
 
     def apply(self, transition: Transition, iteration: int) -> None:
         """Carries a transition out: the stage that it names is entered at `iteration`, with a fresh history."""

@@ -166,17 +166,20 @@ def test_a_promotion_asked_for_while_the_gate_opens_is_not_asked_again(wish: str
     control.promote_to = wish
     transition = scheduler.observe(facts(0))
     assert transition is not None
-    control.entered(scheduler.after(transition))
+    scheduler.apply(transition, 1)
+    control.entered(scheduler.later)
     assert control.promote_to == kept
 
 
-def test_the_end_of_a_step_forgets_a_promotion() -> None:
-    scheduler = StageScheduler(stages(MANUAL))
+def test_a_promotion_is_wanted_until_the_run_is_there() -> None:
+    scheduler = StageScheduler(stages(MANUAL, MANUAL))
     control = Control()
-    control.promote_to = ""
-    scheduler.observe(facts(0))
-    control.entered(scheduler.after(scheduler.promote("")))
-    assert control.promote_to is None
+    control.promote_to = "stage-1"
+    assert control.still_wants(scheduler.later)
+    scheduler.apply(scheduler.promote("stage-1"), 1)
+    assert not control.still_wants(scheduler.later)
+    control.promote_to = ""  # past the last stage
+    assert control.still_wants(scheduler.later)
 
 
 def test_a_stage_without_iterations_rolls_back_to_before_itself() -> None:
