@@ -115,11 +115,7 @@ class Reconciler:
     async def _observe(self, job: Job) -> Observed:
         own = {JOB_LABEL: job.name}
         # A name may be used again: children of an earlier job of that name are not ours.
-        bodies = [
-            body
-            for body in await self._api.find("RayJob", job.namespace, own)
-            if any(owner["uid"] == job.uid for owner in body["metadata"].get("ownerReferences", ()))
-        ]
+        bodies = [body for body in await self._api.find("RayJob", job.namespace, own) if job.owns(body)]
         attempts = tuple(map(Attempt.from_body, bodies))
         observed = Observed(
             job=job,
@@ -174,9 +170,7 @@ class Reconciler:
     async def _buffer(self, job: Job) -> BufferServer | None:
         body = await self._api.get("StatefulSet", buffer_name(job), job.namespace)
         # One of an earlier job of this name goes with that job.
-        if body is None or all(owner["uid"] != job.uid for owner in body["metadata"].get("ownerReferences", ())):
-            return None
-        return BufferServer.from_body(body)
+        return BufferServer.from_body(body) if body is not None and job.owns(body) else None
 
     async def _cluster(self, attempt: Attempt, job: Job) -> Cluster:
         if not attempt.cluster_name:

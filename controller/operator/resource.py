@@ -142,6 +142,10 @@ class Job:
             "blockOwnerDeletion": True,
         }
 
+    def owns(self, child: Manifest) -> bool:
+        """Whether a child is this job's, and not an earlier one's of its name."""
+        return any(owner["uid"] == self.uid for owner in child["metadata"].get("ownerReferences", ()))
+
 
 @dataclass(frozen=True)
 class Attempt:

@@ -49,11 +49,23 @@ def namespace(control_plane: ControlPlane) -> Iterator[str]:
 
 @pytest.fixture
 def operator(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> Iterator[Operator]:
-    found = Operator(control_plane.admin, tmp_path, [namespace])
-    found.start()
-    yield found
-    found.kill()
-    print(found.log[-4000:])  # pytest shows it when the test failed
+    yield from started(Operator(control_plane.admin, tmp_path, [namespace]))
+
+
+@pytest.fixture
+def operator_with_runs(
+    control_plane: ControlPlane, controller: StubController, namespace: str, tmp_path: Path
+) -> Iterator[Operator]:
+    """One that finds the stub where each run's controller would answer."""
+    yield from started(Operator(control_plane.admin, tmp_path, [namespace], controllers=controller.address))
+
+
+def started(operator: Operator) -> Iterator[Operator]:
+    """Runs it for a test, and prints the end of its log: pytest shows that when the test failed."""
+    operator.start()
+    yield operator
+    operator.kill()
+    print(operator.log[-4000:])
 
 
 @pytest.fixture

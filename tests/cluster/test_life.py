@@ -3,8 +3,7 @@
 Pods are fake, so the test says what KubeRay would say of its RayJob, and a stub answers for the run's controller.
 """
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,17 +16,6 @@ from tests.cluster.operator_process import Operator
 pytestmark = pytest.mark.timeout(600)
 Eventually = Callable[..., None]
 QUEUE = {"name": "training"}
-
-
-@pytest.fixture
-def operator(
-    control_plane: ControlPlane, controller: StubController, namespace: str, tmp_path: Path
-) -> Iterator[Operator]:
-    found = Operator(control_plane.admin, tmp_path, [namespace], controllers=controller.address)
-    found.start()
-    yield found
-    found.kill()
-    print(found.log[-4000:])
 
 
 @pytest.fixture
@@ -61,7 +49,7 @@ def reasons(plane: ControlPlane, job: JobView) -> set[str]:
 
 def test_a_job_runs_is_promoted_completes_and_goes(
     control_plane: ControlPlane,
-    operator: Operator,
+    operator_with_runs: Operator,
     controller: StubController,
     create: Callable[..., JobView],
     eventually: Eventually,
@@ -90,7 +78,7 @@ def test_a_job_runs_is_promoted_completes_and_goes(
 
 
 def test_each_way_to_fail_has_its_reason(
-    control_plane: ControlPlane, operator: Operator, create: Callable[..., JobView], eventually: Eventually
+    control_plane: ControlPlane, operator_with_runs: Operator, create: Callable[..., JobView], eventually: Eventually
 ) -> None:
     codes = {"InvalidRun": 2, "EnvironmentProblem": 3, "Stopped": 130}
     jobs = {reason: create(f"code-{code}") for reason, code in codes.items()}
@@ -114,7 +102,7 @@ def test_each_way_to_fail_has_its_reason(
 
 
 def test_a_failed_attempt_is_followed_by_another_from_the_same_volume(
-    control_plane: ControlPlane, operator: Operator, create: Callable[..., JobView], eventually: Eventually
+    control_plane: ControlPlane, operator_with_runs: Operator, create: Callable[..., JobView], eventually: Eventually
 ) -> None:
     job = create("math")
     failed(job, eventually, "the command ended with exit code 1")
@@ -128,7 +116,7 @@ def test_a_failed_attempt_is_followed_by_another_from_the_same_volume(
 
 def test_a_job_is_suspended_and_resumed_whatever_it_is_doing(
     control_plane: ControlPlane,
-    operator: Operator,
+    operator_with_runs: Operator,
     controller: StubController,
     create: Callable[..., JobView],
     eventually: Eventually,
@@ -161,7 +149,7 @@ def test_a_job_is_suspended_and_resumed_whatever_it_is_doing(
 
 
 def test_a_suspension_that_has_begun_is_completed_even_when_it_is_taken_back(
-    operator: Operator, controller: StubController, create: Callable[..., JobView], eventually: Eventually
+    operator_with_runs: Operator, controller: StubController, create: Callable[..., JobView], eventually: Eventually
 ) -> None:
     job = running(create("math"), eventually)
     controller.run.commits = False
@@ -178,7 +166,7 @@ def test_a_suspension_that_has_begun_is_completed_even_when_it_is_taken_back(
 
 def test_a_suspension_without_a_commit_ends_at_its_deadline(
     control_plane: ControlPlane,
-    operator: Operator,
+    operator_with_runs: Operator,
     controller: StubController,
     create: Callable[..., JobView],
     eventually: Eventually,
@@ -191,7 +179,7 @@ def test_a_suspension_without_a_commit_ends_at_its_deadline(
 
 
 def test_a_name_is_used_again_at_once(
-    control_plane: ControlPlane, operator: Operator, create: Callable[..., JobView], eventually: Eventually
+    control_plane: ControlPlane, operator_with_runs: Operator, create: Callable[..., JobView], eventually: Eventually
 ) -> None:
     job = create("math", storage={"retention": "Delete"})
     eventually("the first runs", lambda: job.condition("ClusterReady") == "True", 90)
@@ -211,7 +199,7 @@ def test_a_name_is_used_again_at_once(
 
 
 def test_volumes_go_with_a_job_that_says_so(
-    control_plane: ControlPlane, operator: Operator, create: Callable[..., JobView], eventually: Eventually
+    control_plane: ControlPlane, operator_with_runs: Operator, create: Callable[..., JobView], eventually: Eventually
 ) -> None:
     job = create("math", storage={"retention": "Delete"})
     eventually("both volumes are there", lambda: len(job.children("pvc")) == 2, 90)

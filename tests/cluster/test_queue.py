@@ -3,7 +3,6 @@
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -91,17 +90,6 @@ def quota(
 
 
 @pytest.fixture
-def operator(
-    control_plane: ControlPlane, controller: StubController, namespace: str, tmp_path: Path
-) -> Iterator[Operator]:
-    found = Operator(control_plane.admin, tmp_path, [namespace], controllers=controller.address)
-    found.start()
-    yield found
-    found.kill()
-    print(found.log[-4000:])
-
-
-@pytest.fixture
 def create(control_plane: ControlPlane, namespace: str) -> Create:
     def one(name: str, queue: str = QUEUE, priority: str = "usual", **spec: Any) -> JobView:
         volumes(control_plane, namespace, (name,))
@@ -141,7 +129,7 @@ def writers_of_suspend(plane: ControlPlane, job: JobView) -> set[tuple[str, str]
 
 def test_jobs_beyond_the_quota_wait_and_each_way_to_end_lets_the_next_one_in(
     control_plane: ControlPlane,
-    operator: Operator,
+    operator_with_runs: Operator,
     controller: StubController,
     quota: Callable[[], int],
     create: Create,
@@ -178,7 +166,11 @@ def test_jobs_beyond_the_quota_wait_and_each_way_to_end_lets_the_next_one_in(
 
 
 def test_a_job_that_is_preempted_counts_nothing_and_comes_back(
-    control_plane: ControlPlane, operator: Operator, quota: Callable[[], int], create: Create, eventually: Eventually
+    control_plane: ControlPlane,
+    operator_with_runs: Operator,
+    quota: Callable[[], int],
+    create: Create,
+    eventually: Eventually,
 ) -> None:
     usual = create("usual")
     running(usual, 1, eventually)
@@ -199,7 +191,11 @@ def test_a_job_that_is_preempted_counts_nothing_and_comes_back(
 
 
 def test_a_queue_that_does_not_exist_is_told_and_the_job_moves_when_it_is_corrected(
-    control_plane: ControlPlane, operator: Operator, quota: Callable[[], int], create: Create, eventually: Eventually
+    control_plane: ControlPlane,
+    operator_with_runs: Operator,
+    quota: Callable[[], int],
+    create: Create,
+    eventually: Eventually,
 ) -> None:
     job = create("lost", queue="trainig")
     assert "spec.queue.name" in refusal(control_plane, quickstart("b", job.namespace, queue={"name": "a" * 64}))

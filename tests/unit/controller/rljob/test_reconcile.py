@@ -149,3 +149,18 @@ async def test_an_operator_that_starts_anew_looks_at_certificates_at_once(store:
     store.asked()
     await Reconciler(store, Runs(), Options(), new_authority(START), Clock()).reconcile("team", "math")
     assert store.asked().count(("apply", "Secret")) == 2
+
+
+async def test_children_of_an_earlier_job_of_the_same_name_are_not_taken_for_its_own(store: Store) -> None:
+    earlier = {"ownerReferences": [{"kind": KIND, "name": "math", "uid": "0"}]}
+    ended = {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}
+    name = "math-7"
+    store.objects["RayJob", name] = {"metadata": {"name": name, "uid": name, **earlier}, "status": ended}
+    store.objects["StatefulSet", "math-buffer"] = {
+        "metadata": {"name": "math-buffer", **earlier},
+        "spec": {"replicas": 0},
+    }
+    await Reconciler(store, Runs(), Options(), AUTHORITY, Clock()).reconcile("team", "math")
+    status = store.objects[KIND, "math"]["status"]
+    assert (status["phase"], status["attempt"]) == ("Starting", 1)
+    assert ("RayJob", "math-1") in store.objects
