@@ -21,6 +21,7 @@ _QUANTITY: Final = {"type": ["string", "number"], "pattern": r"^[0-9]+(\.[0-9]+)
 _AMOUNTS: Final = {"type": "object", "additionalProperties": _QUANTITY}
 _OPEN: Final = {"type": "object"}
 _LABELS: Final = {"type": "object", "additionalProperties": {"type": "string"}}
+_PORT: Final = {"type": "integer", "minimum": 1, "maximum": 65535}
 _TEXTS: Final = {"type": "array", "items": {"type": "string"}}
 # By path, where * is any one key.
 RULES: Final[dict[str, dict[str, Any]]] = {
@@ -46,7 +47,7 @@ RULES: Final[dict[str, dict[str, Any]]] = {
     "operator.resyncSeconds": {"type": "integer", "minimum": 1},
     "operator.trustDays": {"type": "integer", "minimum": 1, "maximum": 365},
     "console.service.type": {"enum": ["ClusterIP", "NodePort", "LoadBalancer"]},
-    "console.service.port": {"type": "integer", "minimum": 1, "maximum": 65535},
+    "console.service.port": _PORT,
     "reward.models": _OPEN,
     "executor.workers": {"type": "integer", "minimum": 1},
     "executor.sandboxFloor.boundary": {"enum": ["", "shared-kernel", "gvisor", "kata"]},
@@ -56,6 +57,7 @@ RULES: Final[dict[str, dict[str, Any]]] = {
     "valkey.storage.size": _QUANTITY,
     "valkey.externalUrl": {"type": "string", "pattern": "^(rediss?://.+)?$"},
     "monitoring.*.labels": _LABELS,
+    "networkPolicy.apiServerPorts": {"type": "array", "items": _PORT, "minItems": 1, "uniqueItems": True},
 }
 
 

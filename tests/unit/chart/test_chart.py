@@ -6,10 +6,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import helm_python
 import kubernetes_validate
 import pytest
+import yaml
 
 from tests.unit.chart.rendering import BASE, CHART, Manifest, merged, render
 
@@ -46,7 +48,13 @@ def test_helm_lint_finds_no_error() -> None:
     found = helm_python.lint(str(CHART), values=BASE, strict=True, namespace="crescendo-system")
     assert found["total_charts_linted"] == 1
     assert found["errors"] == []
-    assert [one for one in found["messages"] if one["severity"] > 1] == []  # 1 informs, 2 warns
+    assert found["messages"] == []
+
+
+def test_the_icon_is_the_consoles_mark() -> None:
+    icon = yaml.safe_load((CHART / "Chart.yaml").read_text())["icon"]
+    mark = (ROOT / "console/static/mark.svg").read_text()
+    assert unquote(icon) == "data:image/svg+xml," + mark.strip().replace('"', "'")
 
 
 def test_generated_files_are_fresh() -> None:

@@ -46,6 +46,16 @@ def test_the_executor_gets_nowhere() -> None:
     assert rules("executor", "egress") == []
 
 
+@pytest.mark.parametrize("component", ["operator", "console"])
+@pytest.mark.parametrize(("values", "ports"), [({}, [443, 6443]), ({"apiServerPorts": [16443]}, [16443])])
+def test_the_api_servers_ports_are_the_only_ones_open_to_any_address(
+    component: str, values: dict[str, Any], ports: list[int]
+) -> None:
+    anywhere = [rule["ports"] for rule in rules(component, "egress", networkPolicy=values) if "to" not in rule]
+    names = [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]
+    assert anywhere == [names, [{"port": port, "protocol": "TCP"} for port in ports]]
+
+
 def test_helms_tests_get_to_every_service_of_their_release() -> None:
     release = {"app.kubernetes.io/name": "crescendo", "app.kubernetes.io/instance": "crescendo"}
     assert {"to": [{"podSelector": {"matchLabels": release}}]} in rules("test", "egress")

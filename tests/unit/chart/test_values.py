@@ -31,6 +31,7 @@ OTHER: dict[str, Any] = {
     "cpu": "7", "memory": "7Gi", "size": "7Gi", "maxMemory": "9gb", "boundary": "gvisor", "jail": "runsc",
     "pullPolicy": "Always", "type": "NodePort", "digest": "sha256:" + "a" * 64, "externalUrl": "redis://elsewhere:1/0",
     "tolerations": [{"key": "x", "operator": "Exists"}], "imagePullSecrets": ["pull"], "nodeSelector": {"a": "b"},
+    "apiServerPorts": [16443],
     "affinity": {"nodeAffinity": {}}, "labels": {"team": "x"}, "models": {"judge": {"url": "x"}},
 }  # fmt: skip
 
@@ -95,6 +96,8 @@ def test_programs_run_no_weaker_than_the_floor() -> None:
         ({"valkey": {"externalUrl": "http://redis", "existingSecret": "a"}}, "externalUrl"),
         ({"operator": {"resources": {"limit": {}}}}, "limit"),
         ({"executor": {"sandboxFloor": {"jail": "process"}}}, "jail"),
+        ({"networkPolicy": {"apiServerPorts": [70000]}}, "apiServerPorts"),
+        ({"networkPolicy": {"apiServerPorts": []}}, "apiServerPorts"),
     ],
     ids=lambda given: next(iter(given)) if isinstance(given, dict) else "",
 )
