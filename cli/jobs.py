@@ -16,8 +16,8 @@ from crescendo.common.config import read_mapping
 from crescendo.common.errors import ConfigError, CrescendoError, EnvironmentProblem
 from crescendo.controller.operator.api import ApiFailure, KubernetesApi
 from crescendo.controller.operator.jobs import Jobs
-from crescendo.controller.operator.render import to_rljob, to_run_file
-from crescendo.controller.operator.resource import KIND, Job
+from crescendo.controller.operator.render import is_rljob, to_rljob, to_run_file
+from crescendo.controller.operator.resource import Job
 
 T = TypeVar("T")
 COLUMNS = ("PHASE", "STAGE", "ITER", "REWARD", "LENGTH", "GPUS", "READY", "RESTARTS", "REASON")
@@ -154,7 +154,7 @@ def delete(options: argparse.Namespace) -> int:
 def render(options: argparse.Namespace) -> int:
     """Prints the other form of a file."""
     raw = read_mapping(Path(options.file))
-    if raw.get("kind") == KIND:
+    if is_rljob(raw):
         shown = to_run_file(_with_name(raw, options))
     else:
         shown = to_rljob(raw, image=options.image, name=options.name)
@@ -164,7 +164,7 @@ def render(options: argparse.Namespace) -> int:
 
 def _manifest(options: argparse.Namespace) -> dict[str, Any]:
     raw = read_mapping(Path(options.file))
-    if raw.get("kind") == KIND:
+    if is_rljob(raw):
         job = _with_name(raw, options)
         if options.image:
             job["spec"]["image"] = options.image

@@ -4,6 +4,7 @@ What the operator decides on a cluster (name, folder, buffer, checkpoint store, 
 on the way there and comes back as the RLJob's own fields.
 """
 
+import difflib
 import math
 from typing import Any, Final
 
@@ -11,6 +12,7 @@ from crescendo.common.config import check_mapping
 from crescendo.common.config.layouts import layout_of
 from crescendo.common.config.spelling import to_camel, to_snake
 from crescendo.common.errors import ConfigError
+from crescendo.controller.operator.crd import definition
 from crescendo.controller.operator.quantity import quantity_bytes
 from crescendo.controller.operator.resource import API_VERSION, KIND, Manifest
 
@@ -48,12 +50,31 @@ def to_rljob(run: Manifest, *, image: str, name: str = "", namespace: str = "") 
     return {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": spec}
 
 
+def is_rljob(body: Manifest) -> bool:
+    """Whether a file is an RLJob and no run file; raises ConfigError when it wants to be one and is not."""
+    wanted = {"apiVersion": API_VERSION, "kind": KIND}
+    if not wanted.keys() & body.keys():
+        return False
+    for field, value in wanted.items():
+        if body.get(field) != value:
+            raise ConfigError(
+                f"{field} is {body.get(field)!r}; it must be {value}.", field=field, fix=f"Write {field}: {value}"
+            )
+    return True
+
+
 def to_run_file(job: Manifest) -> Manifest:
-    """The run file of an RLJob, in snake_case; raises ConfigError when it is none."""
-    if job.get("kind") != KIND or not isinstance(job.get("spec", {}).get("run"), dict):
+    """The run file of an RLJob, in snake_case.
+
+    Raises ConfigError when it is none, when it has fields that an RLJob does not have, when its run cannot be, or when
+    the cluster would fetch its inputs, which a run file has in folders.
+    """
+    if not is_rljob(job) or not isinstance(job.get("spec", {}).get("run"), dict):
         raise ConfigError(
             f"this is not an {KIND} with spec.run.", field="kind", fix="Give `kubectl get rljob -o yaml`."
         )
+    _refuse_unknown(job["spec"])
+    _refuse_fetched(job["spec"])
     run: dict[str, Any] = dict(to_snake(job["spec"]["run"]))
     run["run"] = {"name": job["metadata"]["name"], **run.get("run", {})}
     placement = job["spec"].get("placement") or {}
@@ -69,5 +90,49 @@ def to_run_file(job: Manifest) -> Manifest:
     store = (job["spec"].get("storage") or {}).get("checkpoints")
     if store:
         run["checkpoint_store"] = {"url": store["uri"]}
+    check_mapping(run, "spec.run")
     ordered = ["run", *(key for key in run if key != "run")]
     return {key: run[key] for key in ordered}
+
+
+def _refuse_unknown(spec: Manifest) -> None:
+    """What stands beside spec.run and is no field: it would be lost, and a typo count as a default."""
+    (version,) = definition()["spec"]["versions"]
+    schema = version["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    found = _unknown({name: value for name, value in spec.items() if name != "run"}, schema, "spec")
+    if found:
+        paths = [path for path, _ in found]
+        path, fix = found[0]
+        raise ConfigError(f"an RLJob has no {', '.join(paths)}.", field=path, fix=fix)
+
+
+def _unknown(value: Any, schema: Manifest, path: str) -> list[tuple[str, str]]:
+    """(path, fix) of each field that the schema does not have."""
+    if isinstance(value, list):
+        return [found for item in value for found in _unknown(item, schema.get("items", {}), f"{path}[]")]
+    is_open = "properties" not in schema or schema.get("x-kubernetes-preserve-unknown-fields")
+    if not isinstance(value, dict) or is_open:
+        return []
+    known, found = schema["properties"], []
+    for name, child in value.items():
+        if name in known:
+            found += _unknown(child, known[name], f"{path}.{name}")
+        else:
+            near = difflib.get_close_matches(name, known, n=1)
+            fix = f"Did you mean {near[0]}?" if near else f"Known fields of {path}: {', '.join(known)}."
+            found.append((f"{path}.{name}", fix))
+    return found
+
+
+def _refuse_fetched(spec: Manifest) -> None:
+    """A run file has its inputs in folders, and its model's name at most is a hub's."""
+    datasets = spec.get("datasets") or {}
+    inputs = {"spec.model": spec.get("model"), **{f"spec.datasets.{name}": one for name, one in datasets.items()}}
+    for field, one in inputs.items():
+        if one:
+            into = "model.source" if field == "spec.model" else f"data.{field.rpartition('.')[2]}.path"
+            raise ConfigError(
+                f"{field}.uri is {one.get('uri')}: the cluster fetches it, which `crescendo run` does not.",
+                field=f"{field}.uri",
+                fix=f"Get it by `crescendo fetch URI FOLDER`, name it in spec.run.{into}, and leave {field} out.",
+            )

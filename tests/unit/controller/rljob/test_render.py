@@ -16,7 +16,7 @@ from crescendo.controller.operator.children import fixtures, ray_job, spec_probl
 from crescendo.controller.operator.children.rayjob import ENTRYPOINT
 from crescendo.controller.operator.children.run_file import run_file
 from crescendo.controller.operator.options import Options
-from crescendo.controller.operator.render import to_rljob, to_run_file
+from crescendo.controller.operator.render import is_rljob, to_rljob, to_run_file
 from crescendo.controller.operator.resource import Job
 from tests.unit.controller.rljob.world import START
 
@@ -51,9 +51,54 @@ def test_a_run_file_survives_the_way_there_and_back(recipe: Path) -> None:
     assert once == twice
 
 
-def test_what_is_no_rljob_is_refused() -> None:
-    with pytest.raises(ConfigError, match="not an RLJob"):
-        to_run_file({"kind": "RayJob", "spec": {}})
+@pytest.mark.parametrize(
+    ("change", "message", "fix"),
+    [
+        ({"kind": "RLjob"}, "kind is 'RLjob'; it must be RLJob", "kind: RLJob"),
+        ({"apiVersion": "rl.crescendo.dev/v1"}, "apiVersion is 'rl.crescendo.dev/v1'", "rl.crescendo.dev/v1alpha1"),
+        ({"spec": {"image": "x"}}, "not an RLJob with spec.run", "kubectl get rljob -o yaml"),
+    ],
+    ids=["kind", "version", "no-run"],
+)
+def test_what_is_no_rljob_is_refused(change: dict[str, Any], message: str, fix: str) -> None:
+    with pytest.raises(ConfigError, match=message) as refused:
+        to_run_file({**to_rljob(read_mapping(QUICKSTART), image="x"), **change})
+    assert fix in refused.value.fix
+
+
+@pytest.mark.parametrize(
+    ("beside", "message", "fix"),
+    [
+        ({"suspnd": True}, "no spec.suspnd", "suspend"),
+        ({"placement": {"mode": "Colocated", "nods": 2}}, "no spec.placement.nods", "nodes"),
+        ({"podPatches": [{"component": "head", "patch": {}}]}, r"no spec.podPatches\[\].patch", "component, template"),
+        ({"model": {"uri": "hf://owner/name"}}, "spec.model.uri is hf://owner/name", "spec.run.model.source"),
+        (
+            {"datasets": {"train": {"uri": "s3://a/b"}}},
+            "spec.datasets.train.uri is s3://a/b",
+            "spec.run.data.train.path",
+        ),
+        ({"run": {"stepz": []}}, "stepz is not a key", "Did you mean steps?"),
+    ],
+    ids=["typo", "typo-within", "typo-in-a-list", "fetched-model", "fetched-data", "typo-in-the-run"],
+)
+def test_an_rljob_that_would_lose_something_on_the_way_back_is_refused(
+    beside: dict[str, Any], message: str, fix: str
+) -> None:
+    rljob = to_rljob(read_mapping(QUICKSTART), image="x")
+    rljob["spec"] |= {**beside, "run": {**rljob["spec"]["run"], **beside.get("run", {})}}
+    with pytest.raises(ConfigError, match=message) as refused:
+        to_run_file(rljob)
+    assert fix in refused.value.fix
+
+
+def test_a_file_without_kind_and_version_is_a_run_file() -> None:
+    assert not is_rljob(read_mapping(QUICKSTART))
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/*/rljob.yaml")), ids=lambda path: path.parent.name)
+def test_the_recipes_rljobs_become_run_files(path: Path) -> None:
+    assert to_run_file(read_mapping(path))["run"]["name"] == path.parent.name
 
 
 def test_the_run_file_of_a_job_is_checked_with_what_the_cluster_decides() -> None:
