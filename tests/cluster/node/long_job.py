@@ -27,12 +27,9 @@ def long_job(name: str, namespace: str, folder: Path, *, store_port: int, secret
     """The RLJob. folder: for the run file, while it is made; secret: opens the bucket."""
     job = short_job(name, namespace, folder)
     spec, run = job["spec"], job["spec"]["run"]
-    del run["steps"][0]  # the warm-up
-    rl = run["steps"][0]["rl"]
-    rl["checkpoints"]["everyIterations"] = rl["validation"]["everyIterations"] = NEVER
+    rl = ends_when_promoted(run)
+    rl["checkpoints"]["everyIterations"] = NEVER
     rl["curriculum"]["order"] = "uniform"  # nobody says how hard a row is
-    for stage, iterations in zip(rl["stages"], (NEVER, LAST_ITERATIONS), strict=True):
-        stage["maxIterations"] = stage["gate"]["iterations"] = iterations
     for data in ("train", "validation"):
         run["data"][data] |= {"name": "jsonl", "path": "", "options": {}, "numPrompts": 0}
     spec |= {
@@ -48,6 +45,16 @@ def long_job(name: str, namespace: str, folder: Path, *, store_port: int, secret
     (head,) = (patch["template"]["spec"] for patch in spec["podPatches"] if patch["component"] == "head")
     head["initContainers"] = steps
     return job
+
+
+def ends_when_promoted(run: Manifest) -> Manifest:
+    """Makes the run begin with reinforcement and stay in its first stage; returns that step."""
+    del run["steps"][0]  # the warm-up
+    rl: Manifest = run["steps"][0]["rl"]
+    rl["validation"]["everyIterations"] = NEVER
+    for stage, iterations in zip(rl["stages"], (NEVER, LAST_ITERATIONS), strict=True):
+        stage["maxIterations"] = stage["gate"]["iterations"] = iterations
+    return rl
 
 
 def fill_claim(namespace: str, folder: Path) -> list[Manifest]:
@@ -83,7 +90,7 @@ def rows(first: int) -> bytes:
 
 
 def bucket_secret(name: str, namespace: str, endpoint: str, key: str) -> Manifest:
-    """The Secret that a fetch step has as its environment."""
+    """The Secret that opens a bucket."""
     data = {"AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": "unchecked"}
     metadata = {"name": name, "namespace": namespace}
     return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": data}

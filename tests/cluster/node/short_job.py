@@ -65,13 +65,15 @@ def takes_disaggregated() -> bool:
 
 
 def volumes(name: str, namespace: str, folder: Path) -> list[Manifest]:
-    """Folders of the node for the claims of a job, and the read-only one with torch in it, claimed as `packages`."""
-    found = []
-    for claim in (f"{name}-run", f"data-{name}-buffer-0"):
-        (folder / claim).mkdir(parents=True)
-        os.chown(folder / claim, USER, USER)
-        found.append(volume(claim, namespace, folder / claim))
-    return found
+    """Folders of the node for the claims of a job."""
+    return [empty_volume(claim, namespace, folder) for claim in (f"{name}-run", f"data-{name}-buffer-0")]
+
+
+def empty_volume(claim: str, namespace: str, folder: Path) -> Manifest:
+    """A new folder below a folder, for a claim."""
+    (folder / claim).mkdir(parents=True)
+    os.chown(folder / claim, USER, USER)
+    return volume(claim, namespace, folder / claim)
 
 
 def packages(namespace: str) -> list[Manifest]:

@@ -1,21 +1,20 @@
 """One job through fetched inputs, verbs, a suspension and the loss of its head: all on one set of real pods.
 
-Each test stands on those before it. What the run does is read from its volume, since its status is at most 30 s old.
+Each test stands on those before it.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.cluster.jobs import JobView
 from tests.cluster.kube.node import ADDRESS, Node
-from tests.cluster.node.diagnosis import diagnosis
 from tests.cluster.node.installed import Stopwatch
 from tests.cluster.node.long_job import BUCKET, bucket_secret, fill_claim, long_job, rows
+from tests.cluster.node.running_job import GROWS_S, RUNNING_S, Eventually, RunningJob
 from tests.cluster.node.short_job import volumes
 from tests.fakes.object_store import ObjectStore
 
@@ -24,33 +23,14 @@ DENIED = "denied"
 KEY = "AKIAREADER"
 REQUEST = "rl.crescendo.dev/request"
 PODS = f"rl.crescendo.dev/job={NAME},rl.crescendo.dev/component=head"
-RUNNING_S = 300.0
-GROWS_S = 180.0  # a run is Running as soon as its controller answers: trainer and engine are yet to start
 STANDS_S = 5.0
-Eventually = Callable[..., None]
 
 
 @dataclass
-class LongJob:
-    """The job, its volume, and the bucket of its validation data."""
+class LongJob(RunningJob):
+    """The job, and the bucket of its validation data."""
 
-    node: Node
-    view: JobView
-    volume: Path
     store: ObjectStore
-    eventually: Eventually
-
-    def until(self, what: str, holds: Callable[[], bool], limit_s: float = 60.0) -> None:
-        """Waits; says what helps when it waits in vain."""
-        try:
-            self.eventually(what, holds, limit_s)
-        except BaseException:
-            print(diagnosis(self.node, self.view))
-            raise
-
-    def until_phase(self, phase: str, limit_s: float = RUNNING_S) -> None:
-        """Waits for a phase."""
-        self.until(f"phase {phase}", lambda: self.view.phase == phase, limit_s)
 
     def ask(self, wish: str) -> None:
         """Asks for a verb and waits until the run has taken it."""
@@ -62,33 +42,6 @@ class LongJob:
         """status.request."""
         found: dict[str, str] = self.view.status().get("request") or {}
         return found
-
-    def iterations(self) -> list[int]:
-        """Those that the run has written down so far, in order."""
-        return [int(row["iteration"]) for row in self._lines("metrics.jsonl") if "iteration" in row]
-
-    def grows(self, by: int = 1) -> None:
-        """Waits until the run has done more iterations."""
-        done = len(self.iterations())
-        self.until(f"{by} more iterations", lambda: len(self.iterations()) >= done + by, GROWS_S)
-
-    def commits(self) -> list[Path]:
-        """Manifests, the oldest first."""
-        return sorted((self.volume / NAME / "checkpoints").glob("commit-*.json"))
-
-    def events(self, kind: str) -> list[dict[str, Any]]:
-        """Of the run itself."""
-        return [event for event in self._lines("events.jsonl") if event["kind"] == kind]
-
-    def reasons(self) -> list[str]:
-        """Of the RLJob's events."""
-        found = self.node.get("events", "-n", self.view.namespace, "--field-selector=involvedObject.kind=RLJob")
-        return [event["reason"] for event in found["items"] if event["involvedObject"]["name"] == NAME]
-
-    def _lines(self, name: str) -> list[dict[str, Any]]:
-        path = self.volume / NAME / name
-        whole = path.read_text().rpartition("\n")[0] if path.exists() else ""  # the last may be half written
-        return [json.loads(line) for line in whole.splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +67,7 @@ def submitted(node: Node, team: str, volume_folder: Path, store: ObjectStore) ->
 def job(
     node: Node, team: str, volume_folder: Path, store: ObjectStore, submitted: None, eventually: Eventually
 ) -> LongJob:
-    return LongJob(node, JobView(node, NAME, team), volume_folder / f"{NAME}-run", store, eventually)
+    return LongJob(node, JobView(node, NAME, team), volume_folder / f"{NAME}-run", eventually, store)
 
 
 def test_a_wrong_key_ends_in_words_that_help(job: LongJob, node: Node, team: str) -> None:
