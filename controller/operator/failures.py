@@ -25,7 +25,7 @@ FIRST_BACKOFF_S: Final = 10.0
 LONGEST_BACKOFF_S: Final = 300.0
 BAD_INPUT: Final = 2
 _EXIT_CODE: Final = re.compile(r"exit code:? (\d+)")
-# Ray shows a run's last lines: among events and advice, `crescendo run` says there what ended it.
+# Ray shows a run's last lines: among events and advice, `crescendo run` says there what ended each of its lives.
 _ERROR: Final = re.compile(r"^error: (.*?)(?=^the run failed|\Z)", re.MULTILINE | re.DOTALL)
 _FINAL_CODES: Final = {BAD_INPUT: "InvalidRun", 3: "EnvironmentProblem", 130: "Stopped"}
 
@@ -44,8 +44,8 @@ def classify(attempt: Attempt) -> Failure:
     found = _EXIT_CODE.search(attempt.message)
     code = int(found.group(1)) if found else None
     message = attempt.message or f"RayJob {attempt.name} failed ({attempt.reason or 'no reason given'})"
-    if code is not None and (error := _ERROR.search(message)):
-        message = f"exit code {code}: {error.group(1).strip()}"
+    if code is not None and (errors := _ERROR.findall(message)):
+        message = f"exit code {code}: {errors[-1].strip()}"
     if code in _FINAL_CODES:
         return Failure(_FINAL_CODES[code], message, retryable=False)
     return Failure("AttemptFailed", message, retryable=True)
