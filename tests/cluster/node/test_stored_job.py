@@ -51,12 +51,9 @@ def submitted(node: Node, team: str, volume_folder: Path, bucket: Bucket) -> Non
     port = int(bucket.url.rpartition(":")[2])
     items = []
     for name, key in ((NAME, KEY), (DENIED, "AKIASTRANGER")):
-        items += [bucket_secret(f"{name}-key", team, bucket.url, key), *volumes(name, team, volume_folder)]
-        items += [
-            stored_job(
-                name, team, volume_folder, port=port, secret=f"{name}-key", disaggregated=name == NAME
-            )
-        ]  # fmt: skip
+        secret = f"{name}-key"
+        job = stored_job(name, team, volume_folder, port=port, secret=secret, disaggregated=name == NAME)
+        items += [bucket_secret(secret, team, bucket.url, key), *volumes(name, team, volume_folder), job]
     node.apply({"apiVersion": "v1", "kind": "List", "items": items})
 
 
@@ -84,11 +81,7 @@ def mounting(job: StoredJob, claim: str) -> dict[str, bool]:
     labels = f"rl.crescendo.dev/job={NAME},rl.crescendo.dev/component in (head,worker,rollout)"
     found = {}
     for pod in job.node.get("pods", "-n", job.view.namespace, "-l", labels)["items"]:
-        claims = [
-            one["persistentVolumeClaim"]["claimName"]
-            for one in pod["spec"]["volumes"]
-            if "persistentVolumeClaim" in one
-        ]
+        claims = [one.get("persistentVolumeClaim", {}).get("claimName") for one in pod["spec"]["volumes"]]
         found[pod["metadata"]["labels"]["rl.crescendo.dev/component"]] = claim in claims
     return found
 

@@ -105,16 +105,6 @@ def test_an_end_that_another_attempt_cannot_mend_is_final(code: int, reason: str
     assert (world.condition("Failed"), world.status["reason"]) == ("True", reason)
 
 
-def test_of_the_last_lines_of_a_run_the_error_is_shown() -> None:
-    world = started(backoffLimit=0)
-    lines = ("last available logs (truncated to 20,000 chars):", *["12:00:00 worker.lost ..."] * 100, "error: no key.")
-    last = ("  Fix: give one.", "the run failed (controller ended with code 2). Log: controller.log", "")
-    message = "Job entrypoint command failed with exit code 2, " + "\n".join((*lines, *last))
-    world.kuberay(deployment_status="Failed", job_status="FAILED", message=message)
-    world.reconcile()
-    assert world.status["message"] == "exit code 2: no key.\n  Fix: give one."
-
-
 def test_a_rayjob_deleted_by_hand_counts_as_a_lost_attempt() -> None:
     world = started()
     world.attempts.clear()
