@@ -227,6 +227,27 @@ def test_what_cannot_be_installed_is_refused_by_name(values: dict[str, Any], mes
         render(values)
 
 
+def test_helm_test_tries_each_part_that_is_there() -> None:
+    def tried(values: dict[str, Any]) -> set[str]:
+        hooks = [one for one in render(values) if one["metadata"].get("annotations", {}).get("helm.sh/hook") == "test"]
+        return {one["metadata"]["name"].removeprefix("crescendo-test-") for one in hooks}
+
+    assert tried(VARIANTS["everything"]) == {"operator", "console", "reward", "valkey"}
+    assert tried(VARIANTS["small"]) == {"operator"}
+
+
+@pytest.mark.parametrize("name", ["operator", "reward"])
+def test_what_helm_test_runs_takes_its_arguments(name: str) -> None:
+    (container,) = dict(pods(render({"operator": {"resyncSeconds": 45}})))[f"crescendo-test-{name}"]["containers"]
+    python, *command = container["command"]
+    assert (python, command[0]) == ("python", "-m")
+    ran = subprocess.run(
+        [sys.executable, *command, "--help"], capture_output=True, text=True, timeout=60, check=False
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    assert ("45" in command) == (name == "operator")
+
+
 def test_a_runtime_class_is_boundary_enough() -> None:
     pod = dict(pods(render({"executor": {"acceptSharedKernel": False, "runtimeClassName": "gvisor"}})))
     assert pod["crescendo-executor"]["runtimeClassName"] == "gvisor"

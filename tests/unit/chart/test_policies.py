@@ -61,5 +61,15 @@ def test_helms_tests_get_to_every_service_of_their_release() -> None:
     assert {"to": [{"podSelector": {"matchLabels": release}}]} in rules("test", "egress")
 
 
+def test_the_operators_metrics_are_for_prometheus_and_helms_test() -> None:
+    (allowed,) = [spec for spec in policies("operator") if spec.get("ingress")]
+    sources = [peer["podSelector"]["matchLabels"] for rule in allowed["ingress"] for peer in rule["from"]]
+    assert [one.get("app.kubernetes.io/component", one["app.kubernetes.io/name"]) for one in sources] == [
+        "test",
+        "prometheus",
+    ]
+    assert {port["port"] for rule in allowed["ingress"] for port in rule["ports"]} == {9464}
+
+
 def test_without_a_console_no_port_is_open_for_it() -> None:
     assert rules("console", "ingress", console={"enabled": False}) == []
