@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from crescendo.common.errors import ConfigError, CrescendoError, DeadlineError
 from crescendo.controller.operator.api import ApiFailure, KubernetesApi
+from crescendo.controller.operator.obstacles import obstacle
 from crescendo.controller.operator.promotion import later_stages
 from crescendo.controller.operator.requests import ANNOTATION, Request
 from crescendo.controller.operator.resource import JOB_LABEL, KIND, Job, Manifest
@@ -158,19 +159,6 @@ class Jobs:
     async def _set(self, name: str, fields: dict[str, Any]) -> None:
         await self.get(name)
         await self._api.merge(KIND, name, self._namespace, {"spec": fields})
-
-
-def obstacle(pod: Manifest) -> str:
-    """Why a pod does not run: why it finds no place, or what a container of it waits for; empty when it runs."""
-    status = pod.get("status") or {}
-    for condition in status.get("conditions", ()):
-        if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            return str(condition.get("message") or condition.get("reason", "not scheduled"))
-    for container in (*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())):
-        waiting = (container.get("state") or {}).get("waiting")
-        if waiting and waiting.get("reason") not in (None, "PodInitializing", "ContainerCreating"):
-            return f"{container['name']}: {waiting['reason']}: {waiting.get('message', '')}".rstrip(": ")
-    return ""
 
 
 def dropped(given: Any, stored: Any, path: str) -> list[str]:

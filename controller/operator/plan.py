@@ -188,21 +188,27 @@ def _watch(observed: Observed, draft: Draft, attempt: Attempt, stale: tuple[str,
         draft.set(attemptTime=observed.now)
     ready, wanted = observed.pods
     up = wanted > 0 and ready >= wanted
-    draft.condition("ClusterReady", up, "PodsReady" if up else "PodsMissing", f"{ready} of {wanted} pods ready")
+    missing = "; ".join(filter(None, (f"{ready} of {wanted} pods ready", observed.obstacle)))
+    draft.condition("ClusterReady", up, "PodsReady" if up else "PodsMissing", missing)
     late = _fetch_failure(observed, draft) or _late(observed, draft)
     if late is not None:
         return late
     if attempt.job_status != "RUNNING" or observed.report is None:
         step = observed.fetch
+        events: tuple[Note, ...] = ()
         if not job.is_true("Running") and step is not None:
             draft.phase("Starting", "Fetching", f"{step.name}: {step.message or 'under way'}")
+        elif not job.is_true("Running") and observed.obstacle:
+            if job.status.get("reason") != "PodsBlocked":
+                events = (Note("Warning", "PodsBlocked", observed.obstacle),)
+            draft.phase("Starting", "PodsBlocked", observed.obstacle)
         elif not job.is_true("Running"):
             draft.phase("Starting", attempt.step, attempt.message)
         # An event of KubeRay's tells of the next step; a fetch and a controller that begins to answer make none.
         asked = attempt.job_status == "RUNNING" or step is not None
         begun = draft.time("attemptTime")
         due = begun + _pre_running(observed) if begun is not None and not job.is_true("Running") else None
-        return Plan(delete=stale, again_s=SOON_S if asked else _until(due, observed.now))
+        return Plan(delete=stale, events=events, again_s=SOON_S if asked else _until(due, observed.now))
     return replace(_progress(observed, draft), delete=stale)
 
 
@@ -265,7 +271,8 @@ def _late(observed: Observed, draft: Draft) -> Plan | None:
     if begun is not None and not job.is_true("Running") and observed.now - begun >= limit:
         ready, wanted = observed.pods
         text = f"not running {int(limit.total_seconds())} s (spec.preRunningDeadlineSeconds) after it was created: "
-        text += f"{ready} of {wanted} pods ready; why: `kubectl describe pod -l {JOB_LABEL}={job.name}`"
+        text += f"{ready} of {wanted} pods ready; "
+        text += observed.obstacle or f"why: `kubectl describe pod -l {JOB_LABEL}={job.name}`"
         return _retry(observed, draft, Failure("PreRunningDeadlineExceeded", text, retryable=True))
     return None
 

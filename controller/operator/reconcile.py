@@ -36,6 +36,7 @@ from crescendo.controller.operator.children.inputs import fetch_steps
 from crescendo.controller.operator.children.pods import claim_name
 from crescendo.controller.operator.children.storage import buffer_name
 from crescendo.controller.operator.events import event_of
+from crescendo.controller.operator.obstacles import first_obstacle
 from crescendo.controller.operator.options import Options
 from crescendo.controller.operator.plan import plan, told
 from crescendo.controller.operator.progress import Runs
@@ -63,6 +64,8 @@ CONFLICT: Final = 409
 KEPT_CHECKS: Final = 5000
 # A certificate is renewed days before its end; one that somebody deleted comes back this soon.
 CERTIFICATES_EVERY: Final = timedelta(minutes=10)
+# Pods that are not up by then are asked why.
+PATIENCE: Final = timedelta(seconds=60)
 STEERING: Final = (
     "suspend", "promoteTo", "backoffLimit", "ttlSecondsAfterFinished",
     "activeDeadlineSeconds", "preRunningDeadlineSeconds", "suspendDeadlineSeconds",
@@ -142,6 +145,7 @@ class Reconciler:
             observed = replace(observed, hold=await self._hold(newest, job))
         observed = replace(observed, fetch=await self._fetch(newest, job))
         cluster = await self._cluster(newest, job)
+        observed = replace(observed, obstacle=await self._obstacle(newest, job, cluster))
         pods, replicas = (cluster.ready, cluster.wanted), cluster.replicas
         return replace(observed, pods=pods, replicas=replicas, report=await self._report(newest, job))
 
@@ -184,6 +188,14 @@ class Reconciler:
         labels = {"ray.io/cluster": attempt.cluster_name, "ray.io/node-type": "head"}
         steps = [FetchStep.from_pod(pod) for pod in await self._api.find("Pod", job.namespace, labels)]
         return next(filter(None, steps), None)
+
+    async def _obstacle(self, attempt: Attempt, job: Job, cluster: Cluster) -> str:
+        """What keeps the pods of an attempt that should be up by now."""
+        begun = job.time("attemptTime")
+        late = begun is not None and self._clock() - begun >= PATIENCE
+        if not late or job.is_true("Running") or attempt.queued or cluster.ready >= cluster.wanted:
+            return ""
+        return first_obstacle(await self._api.find("Pod", job.namespace, {"ray.io/cluster": attempt.cluster_name}))
 
     async def _hold(self, attempt: Attempt, job: Job) -> Hold:
         """What Kueue says of an attempt that it holds back; it may be neither installed nor open to us."""

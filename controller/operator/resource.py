@@ -317,6 +317,7 @@ class Observed:
     buffer's volume carry, empty where there is none yet; leaving: the name of one that goes with an earlier job;
     problems: of the spec, beyond what the CRD could refuse;
     hold: why the newest attempt is queued, if it is;
+    obstacle: what keeps its pods, when they are late;
     buffer: its own server, looked at only while no attempt uses it; replicas: pods that each worker group of the newest
     attempt's cluster is to have; verbs_reviewed: whether somebody reviews who asks for verbs.
     """
@@ -332,6 +333,7 @@ class Observed:
     problems: tuple[str, ...] = ()
     buffer: BufferServer | None = None
     fetch: FetchStep | None = None
+    obstacle: str = ""
     hold: Hold = Hold()
     replicas: Mapping[str, int] = field(default_factory=dict)
     verbs_reviewed: bool = True

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.cluster.jobs import JobView, quickstart
+from tests.cluster.jobs import JobView, quickstart, volumes
 from tests.cluster.kube.control_plane import ControlPlane, KubectlError
 from tests.cluster.operator_process import Operator
 
@@ -91,6 +91,19 @@ def test_a_job_that_cannot_run_fails_with_what_is_wrong(
     assert job.condition("Accepted") == "False"
     assert "rewards.chains has no scorers" in job.status()["message"]
     assert job.children("rayjob") == []
+
+
+def test_what_keeps_pods_from_starting_is_told(
+    control_plane: ControlPlane, operator: Operator, namespace: str, eventually: Eventually
+) -> None:
+    volumes(control_plane, namespace, ("large",))
+    too_many = {"mode": "Colocated", "nodes": 1, "devicesPerNode": 64}
+    control_plane.apply(quickstart("large", namespace, placement=too_many))
+    job = JobView(control_plane, "large", namespace)
+    eventually("it is told", lambda: job.status().get("reason") == "PodsBlocked", 150)
+    assert "worker" in job.status()["message"]
+    assert "Insufficient nvidia.com/gpu" in job.status()["message"]
+    assert "PodsBlocked" in control_plane.kubectl("describe", "rljob", "large", "-n", namespace)
 
 
 def test_a_steady_job_is_not_written(operator: Operator, job: JobView, eventually: Eventually) -> None:

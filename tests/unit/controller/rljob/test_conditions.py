@@ -83,3 +83,22 @@ def test_a_start_that_takes_too_long_says_where_to_look() -> None:
     world.reconcile()
     assert "0 of 2 pods ready" in world.status["message"]
     assert "spec.preRunningDeadlineSeconds" in world.status["message"]
+
+
+def test_what_keeps_its_pods_is_told_by_status_condition_and_one_event() -> None:
+    world = World(spec={"run": {}, "preRunningDeadlineSeconds": 300}, pods_up=False)
+    world.reconcile()
+    world.kuberay(deployment_status="Initializing")
+    world.obstacle = "ray-1-worker: 0/4 nodes are available: 4 Insufficient nvidia.com/gpu"
+    notes = [note for _ in range(3) for note in world.reconcile().events]
+    assert [(note.kind, note.reason) for note in notes] == [("Warning", "PodsBlocked")]
+    assert (world.phase, world.status["reason"], world.status["message"]) == ("Starting", "PodsBlocked", world.obstacle)
+    assert conditions(world)["ClusterReady"]["message"] == f"0 of 2 pods ready; {world.obstacle}"
+    world.obstacle, world.pods_up = "", True
+    world.reconcile()
+    assert world.status["reason"] == "PodsStarting"
+    world.obstacle, world.pods_up = "ray-1-head: 0/4 nodes are available", False
+    world.now += timedelta(seconds=301)
+    world.reconcile()
+    assert world.status["reason"] == "PreRunningDeadlineExceeded"
+    assert world.obstacle in world.status["message"]

@@ -11,7 +11,7 @@ import pytest
 from crescendo.common.config import read_mapping
 from crescendo.controller.operator.certificates import new_authority
 from crescendo.controller.operator.options import Options
-from crescendo.controller.operator.reconcile import CERTIFICATES_EVERY, Reconciler
+from crescendo.controller.operator.reconcile import CERTIFICATES_EVERY, PATIENCE, Reconciler
 from crescendo.controller.operator.render import to_rljob
 from crescendo.controller.operator.requests import Request
 from crescendo.controller.operator.resource import KIND, Manifest, Report
@@ -164,3 +164,26 @@ async def test_children_of_an_earlier_job_of_the_same_name_are_not_taken_for_its
     status = store.objects[KIND, "math"]["status"]
     assert (status["phase"], status["attempt"]) == ("Starting", 1)
     assert ("RayJob", "math-1") in store.objects
+
+
+async def test_pods_are_looked_at_only_when_they_are_late(store: Store) -> None:
+    clock = Clock()
+    reconciler = Reconciler(store, Runs(), Options(), AUTHORITY, clock)
+    await reconciler.reconcile("team", "math")
+    kuberay_says(store, jobDeploymentStatus="Initializing")
+    store.objects["RayCluster", "ray-1"]["status"]["readyWorkerReplicas"] = 0
+    unplaced = {"type": "PodScheduled", "status": "False", "message": "0/4 nodes are available"}
+    store.objects["Pod", "ray-1-worker"] = {
+        "metadata": {"name": "ray-1-worker", "labels": {"ray.io/cluster": "ray-1", "ray.io/node-type": "worker"}},
+        "status": {"conditions": [unplaced]},
+    }
+    await reconciler.reconcile("team", "math")
+    assert ("find", "Pod") not in store.asked()
+    clock.now += PATIENCE
+    await reconciler.reconcile("team", "math")
+    assert store.asked().count(("find", "Pod")) == 1
+    status = store.objects[KIND, "math"]["status"]
+    assert (status["reason"], status["message"]) == ("PodsBlocked", "ray-1-worker: 0/4 nodes are available")
+    store.objects["RayCluster", "ray-1"]["status"]["readyWorkerReplicas"] = 1
+    await reconciler.reconcile("team", "math")
+    assert ("find", "Pod") not in store.asked()

@@ -35,6 +35,7 @@ class World:
     buffer: BufferServer | None = None
     buffer_comes_up: bool = True
     fetch: FetchStep | None = None
+    obstacle: str = ""
     hold: Hold = field(default_factory=Hold)
     annotations: dict[str, str] = field(default_factory=dict)
     replicas: dict[str, int] = field(default_factory=dict)
@@ -53,6 +54,7 @@ class World:
             leaving=self.leaving,
             buffer=self.buffer,
             fetch=self.fetch,
+            obstacle=self.obstacle,
             hold=self.hold,
             replicas=self.replicas,
         )
