@@ -41,6 +41,7 @@ test: setup $(SMOLLM2)/config.json ## run every test: the fast ones first; files
 test-cluster: setup ## run the tests on a real Kubernetes, built from the Go module proxy (needs Go; ten minutes cold)
 	$(BIN)/python -m tests.cluster.kube.build node
 	$(BIN)/python -m tests.cluster.kube.kueue
+	$(BIN)/python -m tests.cluster.kube.cert_manager
 	$(BIN)/pytest tests/cluster
 
 test-unit: setup ## run the unit and contract tests

@@ -39,6 +39,7 @@ _KINDS: Final = {
     "StatefulSet": ("apps", "v1", "statefulsets"),
     "NetworkPolicy": ("networking.k8s.io", "v1", "networkpolicies"),
     "Certificate": ("cert-manager.io", "v1", "certificates"),
+    "CertificateRequest": ("cert-manager.io", "v1", "certificaterequests"),
     "Workload": ("kueue.x-k8s.io", "v1beta2", "workloads"),
     "Event": ("events.k8s.io", "v1", "events"),
 }

@@ -5,6 +5,7 @@ cert-manager all of them come from its issuer, as the jobs' do: services trust o
 """
 
 import base64
+import logging
 import os
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,8 +17,11 @@ from crescendo.common.rpc.identity import SERVER_NAME, VARIABLE, Identity
 from crescendo.controller.operator.api import Api
 from crescendo.controller.operator.certificates import KeyPair, due, new_authority, new_leaf
 from crescendo.controller.operator.children.identity import certificate, needs_renewal, secret
+from crescendo.controller.operator.issuer import unissued
 from crescendo.controller.operator.options import Options
 from crescendo.controller.operator.resource import Manifest
+
+log = logging.getLogger(__name__)
 
 AUTHORITY_SECRET: Final = "crescendo-authority"
 OPERATOR: Final = "operator"
@@ -72,7 +76,10 @@ async def _ask_issuer(api: Api, options: Options) -> None:
     """Asks cert-manager for all of them; takes the operator's own once it is issued, at this resync or a later one."""
     for role in (*PLATFORM_ROLES, OPERATOR):
         about, identity = _about(role, options), Identity(options.namespace, PLATFORM, role)
-        await api.apply(certificate(about, identity, [SERVER_NAME], options.certificate_issuer, options))
+        asked = certificate(about, identity, [SERVER_NAME], options.certificate_issuer, options)
+        await api.apply(asked)
+        if role == OPERATOR and (why := await unissued(api, asked)):
+            log.warning("certificates: %s", why)
     folder = os.environ.get(VARIABLE)
     stored = await api.get("Secret", _about(OPERATOR, options)["name"], options.namespace)
     data = (stored or {}).get("data") or {}

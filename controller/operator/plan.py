@@ -47,7 +47,7 @@ def plan(observed: Observed) -> Plan:
     decided = _asked(observed, draft, decided)
     status = draft.finish()
     alive = observed.newest is not None and not decided.create
-    return replace(decided, renew=alive, status=status if status != dict(job.status) else None)
+    return replace(decided, renew=alive or decided.renew, status=status if status != dict(job.status) else None)
 
 
 def _decide(observed: Observed, draft: Draft) -> Plan:
@@ -149,6 +149,9 @@ def _create(observed: Observed, draft: Draft, number: int, stale: tuple[str, ...
         reason, message = (str(observed.job.status.get(name, "")) for name in ("reason", "message"))
         draft.phase("Restarting" if number > 1 else "Pending", reason or "Waiting", message)
         return Plan(delete=stale, again_s=_until(due or observed.now, observed.now))
+    if observed.uncertified:  # pods would hold devices and mount nothing, or what an earlier job of this name had
+        draft.phase("Restarting" if number > 1 else "Pending", "CertificateMissing", observed.uncertified)
+        return Plan(renew=True, again_s=SOON_S)
     if observed.buffer is not None and not observed.buffer.ready:
         return _await_buffer(observed, draft, observed.buffer)
     draft.set(attempt=number, attemptTime=observed.now, nextAttemptTime=None, bufferTime=None, restarts=number - 1)

@@ -36,6 +36,7 @@ from crescendo.controller.operator.children.inputs import fetch_steps
 from crescendo.controller.operator.children.pods import claim_name
 from crescendo.controller.operator.children.storage import buffer_name
 from crescendo.controller.operator.events import event_of
+from crescendo.controller.operator.issuer import unissued
 from crescendo.controller.operator.obstacles import first_obstacle
 from crescendo.controller.operator.options import Options
 from crescendo.controller.operator.plan import plan, told
@@ -139,6 +140,7 @@ class Reconciler:
         if newest is None or newest.number < job.attempt:
             storage, buffer, leaving = await self._storage_ids(job)
             observed = replace(observed, storage_id=storage, buffer_storage_id=buffer, leaving=leaving)
+            observed = replace(observed, uncertified=await self._uncertified(job))
         if newest is None:
             return observed
         if newest.queued:
@@ -170,6 +172,14 @@ class Reconciler:
                 carried, leaving = "", name
             found.append(carried)
         return found[0], found[1], leaving
+
+    async def _uncertified(self, job: Job) -> str:
+        issuer = self._options.certificate_issuer
+        asked = [certificate_request(job, role, issuer, self._options) for role in ROLES] if issuer else []
+        for one in asked:
+            if why := await unissued(self._api, one):
+                return why
+        return ""
 
     async def _buffer(self, job: Job) -> BufferServer | None:
         body = await self._api.get("StatefulSet", buffer_name(job), job.namespace)
@@ -278,11 +288,22 @@ class Reconciler:
         for role in ROLES:
             if issuer:
                 await self._api.apply(certificate_request(job, role, issuer, self._options))
+                await self._own(job, identity_name(job, role))
                 continue
             stored = await self._api.get("Secret", identity_name(job, role), job.namespace)
-            if needs_renewal(stored, self._authority, self._clock()):
+            foreign = stored is not None and not job.owns(stored)  # it goes with an earlier job of this name
+            if foreign or needs_renewal(stored, self._authority, self._clock()):
                 await self._api.apply(identity_secret(job, role, self._authority, self._clock(), self._options))
         self._certified[job.namespace, job.name] = (job.uid, self._clock())
+
+    async def _own(self, job: Job, name: str) -> None:
+        """Makes a Secret go with the job: cert-manager keeps those of deleted Certificates, but with an option."""
+        stored = await self._api.get("Secret", name, job.namespace)
+        owners = (stored or {}).get("metadata", {}).get("ownerReferences", ())
+        if stored is not None and not any(one["uid"] == job.uid or one["kind"] == "Certificate" for one in owners):
+            owner = {**job.owner(), "controller": False}  # with that option the Certificate is its controller
+            operations = [{"op": "add", "path": "/metadata/ownerReferences", "value": [owner]}]
+            await self._api.patch("Secret", name, job.namespace, operations)
 
     async def _scale(self, job: Job, sizes: tuple[tuple[str, int], ...]) -> None:
         """Gives worker groups as many pods as a stage needs."""

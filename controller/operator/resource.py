@@ -316,7 +316,7 @@ class Observed:
     pods: (ready, wanted) of the newest attempt's cluster; storage_id, buffer_storage_id: what the run's and the
     buffer's volume carry, empty where there is none yet; leaving: the name of one that goes with an earlier job;
     problems: of the spec, beyond what the CRD could refuse;
-    hold: why the newest attempt is queued, if it is;
+    uncertified: why cert-manager has not issued its certificates; hold: why the newest attempt is queued, if it is;
     obstacle: what keeps its pods, when they are late;
     buffer: its own server, looked at only while no attempt uses it; replicas: pods that each worker group of the newest
     attempt's cluster is to have; verbs_reviewed: whether somebody reviews who asks for verbs.
@@ -331,6 +331,7 @@ class Observed:
     now: datetime
     leaving: str = ""
     problems: tuple[str, ...] = ()
+    uncertified: str = ""
     buffer: BufferServer | None = None
     fetch: FetchStep | None = None
     obstacle: str = ""

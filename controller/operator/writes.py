@@ -35,7 +35,7 @@ class Plan:
     """What to write, in this order; `status` None leaves the status alone.
 
     create: number of the attempt whose children are to exist; buffer: pods of the job's own buffer, None as it is;
-    renew: look after the certificates of an attempt that exists; ask: what people want of the run besides;
+    renew: look after the certificates, of an attempt that exists or is to; ask: what people want of the run besides;
     scale: pods of the worker groups that are to change; delete: names of RayJobs; delete_job: the RLJob itself, its
     ttl being over.
     """

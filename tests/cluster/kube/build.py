@@ -79,6 +79,24 @@ def build(*, node: bool = False) -> None:
             go_build(package, TOOLS / apart, binaries() / _program(package))
 
 
+def program_beside(name: str) -> Path:
+    """Where a program with pins of its own is, or will be: another version of it builds nothing else again."""
+    digest = hashlib.sha256()
+    for file in sorted((TOOLS / name).iterdir()):
+        digest.update(file.read_bytes())
+    return binaries().parents[1] / f"{name}-{digest.hexdigest()[:12]}" / name
+
+
+def build_beside(name: str, package: str) -> None:
+    """Builds it unless it is there; raises subprocess.CalledProcessError, or RuntimeError when Go is not there."""
+    if program_beside(name).exists():
+        return
+    if shutil.which("go") is None:
+        raise RuntimeError(f"Go is not installed; the cluster tests build {name} with it (Go 1.26 or newer).")
+    program_beside(name).parent.mkdir(parents=True, exist_ok=True)
+    go_build(package, TOOLS / name, program_beside(name))
+
+
 @functools.cache
 def module_folder(module: str, *, within: str = "") -> Path:
     """Where the sources of a pinned module lie; downloads them at first."""

@@ -9,8 +9,6 @@ answer they refuse every pod.
 """
 
 import base64
-import hashlib
-import shutil
 import subprocess
 import sys
 import time
@@ -21,7 +19,7 @@ from typing import Any, Final
 
 import yaml
 
-from tests.cluster.kube.build import TOOLS, binaries, go_build, module_folder
+from tests.cluster.kube.build import build_beside, module_folder, program_beside
 from tests.cluster.kube.control_plane import ControlPlane, KubectlError
 from tests.cluster.kube.processes import Processes, free_port
 
@@ -36,22 +34,9 @@ READY_S: Final = 120.0
 Manifest = dict[str, Any]
 
 
-def program() -> Path:
-    """Where its program is, or will be."""
-    digest = hashlib.sha256()
-    for name in ("go.mod", "go.sum"):
-        digest.update((TOOLS / "kueue" / name).read_bytes())
-    return binaries().parents[1] / f"kueue-{digest.hexdigest()[:12]}" / "kueue"
-
-
 def build() -> None:
     """Builds it unless it is there; raises subprocess.CalledProcessError, or RuntimeError when Go is not there."""
-    if program().exists():
-        return
-    if shutil.which("go") is None:
-        raise RuntimeError("Go is not installed; the cluster tests build Kueue with it (Go 1.26 or newer).")
-    program().parent.mkdir(parents=True, exist_ok=True)
-    go_build(f"{MODULE}/cmd/kueue", TOOLS / "kueue", program())
+    build_beside("kueue", f"{MODULE}/cmd/kueue")
 
 
 class Kueue:
@@ -63,7 +48,7 @@ class Kueue:
         self._certificates = self._folder / "certificates"
         self._port = free_port()
         self._health = f"127.0.0.1:{free_port()}"
-        self._processes = Processes(program().parent, self._folder)
+        self._processes = Processes(program_beside("kueue").parent, self._folder)
 
     def start(self) -> None:
         """Installs and runs it, and waits until it answers."""
@@ -165,7 +150,7 @@ def main() -> int:
     except (RuntimeError, subprocess.SubprocessError) as error:
         print(f"build: {error}", file=sys.stderr)
         return 1
-    print(program())
+    print(program_beside("kueue"))
     return 0
 
 

@@ -38,7 +38,7 @@ class Store:
         self.objects.setdefault((manifest["kind"], manifest["metadata"]["name"]), manifest)
 
     async def find(self, kind: str, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
-        raise NotImplementedError
+        return [body for (found, _), body in self.objects.items() if found == kind]
 
     async def delete(self, kind: str, name: str, namespace: str) -> None:
         raise NotImplementedError
@@ -85,7 +85,9 @@ async def test_the_operators_own_authority_signs_for_the_platform_and_for_itself
     assert (await load_authority(store, OWN)) == authority
 
 
-async def test_with_an_issuer_nobody_gets_a_certificate_of_another_authority(own_folder: Path) -> None:
+async def test_with_an_issuer_nobody_gets_a_certificate_of_another_authority(
+    own_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     store = Store()
     authority = await load_authority(store, ISSUED)
     await renew_platform(store, authority, ISSUED)
@@ -94,6 +96,8 @@ async def test_with_an_issuer_nobody_gets_a_certificate_of_another_authority(own
     assert {one["spec"]["issuerRef"]["name"] for one in asked.values()} == {"vault"}
     assert {name for kind, name in store.objects if kind == "Secret"} == {"crescendo-authority"}
     assert IdentityFiles(own_folder).stamp() == 0
+    assert "crescendo-identity-operator is not issued" in caplog.text
+    assert "kubectl describe clusterissuer vault" in caplog.text
 
     store.issue()
     await renew_platform(store, authority, ISSUED)

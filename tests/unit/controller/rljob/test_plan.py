@@ -332,6 +332,26 @@ def test_a_volume_of_an_earlier_job_that_is_going_is_waited_for() -> None:
     assert world.created == ["math-1"]
 
 
+def test_certificates_that_are_not_issued_are_waited_for_and_looked_after_and_no_deadline_runs() -> None:
+    world = World(spec={"run": {}}, uncertified="Certificate math-identity-worker is not issued: no issuer")
+    for _ in range(3):
+        decided = world.reconcile()
+        world.now += timedelta(hours=1)
+    assert decided.renew
+    assert (world.phase, world.status["reason"], world.created) == ("Pending", "CertificateMissing", [])
+    assert "no issuer" in world.status["message"]
+    world.uncertified = ""
+    world.reconcile()
+    assert world.created == ["math-1"]
+    world.kuberay(deployment_status="Failed", message="exit code 1")
+    world.reconcile()
+    world.now += timedelta(hours=1)
+    world.uncertified = "another issuer"
+    world.reconcile()
+    world.reconcile()
+    assert (world.phase, world.status["reason"], world.created) == ("Restarting", "CertificateMissing", ["math-1"])
+
+
 def test_a_finished_job_goes_after_its_ttl() -> None:
     world = started(ttlSecondsAfterFinished=60)
     world.kuberay(deployment_status="Complete", job_status="SUCCEEDED")

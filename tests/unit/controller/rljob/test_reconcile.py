@@ -151,6 +151,50 @@ async def test_an_operator_that_starts_anew_looks_at_certificates_at_once(store:
     assert store.asked().count(("apply", "Secret")) == 2
 
 
+async def test_a_secret_of_an_earlier_job_of_the_same_name_is_replaced(store: Store) -> None:
+    await Reconciler(store, Runs(), Options(), AUTHORITY, Clock()).reconcile("team", "math")
+    before = copy.deepcopy(store.objects["Secret", "math-identity-worker"])
+    store.objects[KIND, "math"]["metadata"]["uid"] = "2"
+    store.objects[KIND, "math"].pop("status")
+    for claim in ("math-run", "data-math-buffer-0"):  # gone already
+        store.objects.pop(("PersistentVolumeClaim", claim), None)
+    await Reconciler(store, Runs(), Options(), AUTHORITY, Clock()).reconcile("team", "math")
+    after = store.objects["Secret", "math-identity-worker"]
+    assert after["data"] != before["data"]
+    assert after["metadata"]["ownerReferences"][0]["uid"] == "2"
+
+
+async def test_with_an_issuer_no_pods_are_asked_for_before_it_has_issued(store: Store) -> None:
+    clock = Clock()
+    reconciler = Reconciler(store, Runs(), Options(certificate_issuer="vault"), AUTHORITY, clock)
+    assert await reconciler.reconcile("team", "math") == SOON_S
+    status = store.objects[KIND, "math"]["status"]
+    assert (status["phase"], status["reason"]) == ("Pending", "CertificateMissing")
+    asked = {name: body for (kind, name), body in store.objects.items() if kind == "Certificate"}
+    assert set(asked) == {"math-identity-controller", "math-identity-worker"}
+    assert not any(kind in ("RayJob", "Secret") for kind, _ in store.objects)
+
+    ready = {"type": "Ready", "status": "True", "observedGeneration": 1}
+    for name, body in asked.items():
+        body["metadata"]["generation"] = 1
+        body["status"] = {"conditions": [ready]}
+        store.objects["Secret", name] = {"metadata": {"name": name}}
+    store.asked()
+    await reconciler.reconcile("team", "math")
+    assert ("RayJob", "math-1") in store.objects
+    assert store.asked().count(("patch", "Secret")) == 2
+    kuberay_says(store, jobDeploymentStatus="Running", jobStatus="RUNNING")
+    clock.now += CERTIFICATES_EVERY
+    owner = {"uid": "c-1", "kind": "Certificate"}
+    store.objects["Secret", "math-identity-worker"]["metadata"]["ownerReferences"] = [owner]
+    store.objects["Secret", "math-identity-controller"]["metadata"]["ownerReferences"] = [{"uid": "1", "kind": KIND}]
+    store.asked()
+    await reconciler.reconcile("team", "math")
+    calls = store.asked()
+    assert calls.count(("apply", "Certificate")) == 2
+    assert ("patch", "Secret") not in calls
+
+
 async def test_children_of_an_earlier_job_of_the_same_name_are_not_taken_for_its_own(store: Store) -> None:
     earlier = {"ownerReferences": [{"kind": KIND, "name": "math", "uid": "0"}]}
     ended = {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}

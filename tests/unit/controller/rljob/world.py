@@ -32,6 +32,7 @@ class World:
     created: list[str] = field(default_factory=list)
     problems: tuple[str, ...] = ()
     leaving: str = ""
+    uncertified: str = ""
     buffer: BufferServer | None = None
     buffer_comes_up: bool = True
     fetch: FetchStep | None = None
@@ -52,6 +53,7 @@ class World:
             now=self.now,
             problems=self.problems,
             leaving=self.leaving,
+            uncertified=self.uncertified,
             buffer=self.buffer,
             fetch=self.fetch,
             obstacle=self.obstacle,
