@@ -168,8 +168,11 @@ def test_a_run_is_reached_with_certificates_of_the_issuer_and_with_renewed_ones(
         assert owners(control_plane, "certificate", name, namespace) == [("RLJob", "math")]
         assert owners(control_plane, "secret", name, namespace) == [("RLJob", "math")]
     for role in PLATFORM_ROLES:
-        held = files(control_plane, f"crescendo-identity-{role}", namespace)
-        assert identity_of(held, authority) == [f"crescendo://{namespace}/{PLATFORM}/{role}"]
+        name = f"crescendo-identity-{role}"
+        eventually(f"{name} is issued", lambda name=name: files(control_plane, name, namespace) != {})
+        assert identity_of(files(control_plane, name, namespace), authority) == [
+            f"crescendo://{namespace}/{PLATFORM}/{role}"
+        ]
 
     eventually("it has its pods", lambda: job.condition("ClusterReady") == "True", 90)
     assert mounted_by(control_plane, job) == {f"math-identity-{role}" for role in ROLES}
