@@ -196,15 +196,15 @@ def _with_jobs(options: argparse.Namespace, act: Callable[[Jobs], Awaitable[T]],
         try:
             return await act(Jobs(api, namespace or options.namespace or api.namespace))
         except ApiFailure as failure:
-            raise _explained(failure) from None
+            raise _explained(failure, api.server) from None
         finally:
             await api.close()
 
     return asyncio.run(conversation())
 
 
-def _explained(failure: ApiFailure) -> CrescendoError:
-    """What a person can do about an answer of the API server."""
+def _explained(failure: ApiFailure, server: str) -> CrescendoError:
+    """What a person can do about an answer of the API server. server: its address."""
     if failure.code == 403:
         fix = "Ask the cluster's administrator: the roles view, edit and admin hold the rights on rljobs."
         return ConfigError(failure.message, fix=fix)
@@ -215,7 +215,7 @@ def _explained(failure: ApiFailure) -> CrescendoError:
             "the cluster serves no RLJobs.", fix="Ask its administrator to install Crescendo's chart."
         )
     if failure.code in (0, 401):
-        fix = "Check the cluster's address and your login in the kubeconfig: kubectl auth whoami"
+        fix = f"Check the cluster's address ({server}) and your login in the kubeconfig: kubectl auth whoami"
         return EnvironmentProblem(failure.message, field="--kubeconfig", fix=fix)
     return failure
 

@@ -94,6 +94,11 @@ class KubernetesApi:
         """The kubeconfig's, or the pod's own."""
         return str(self._client.namespace)
 
+    @property
+    def server(self) -> str:
+        """The address of the API server."""
+        return str(self._client.config.cluster.server)
+
     async def get(self, kind: str, name: str, namespace: str) -> Manifest | None:
         """The object, or None."""
         try:

@@ -94,6 +94,7 @@ def test_who_may_not_or_cannot_is_told_what_to_do(control_plane: ControlPlane, n
     file.write_text(json.dumps(nobody))
     away = crescendo(control_plane, "get", kubeconfig=file)
     assert (away.returncode, "cannot be reached" in away.stderr) == (3, True), away.stderr
+    assert "Check the cluster's address (https://127.0.0.1:9)" in away.stderr
     unnamed = crescendo(control_plane, "resume", "--cluster")
     assert (unnamed.returncode, "needs the job's name" in unnamed.stderr) == (2, True), unnamed.stderr
     nowhere = crescendo(control_plane, "submit", RECIPE, "--image", "x", "-n", "nowhere")
