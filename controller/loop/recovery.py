@@ -10,6 +10,8 @@ generated again from where the iteration began, because its bits depend on every
 """
 
 import asyncio
+import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from crescendo.common import failpoints
@@ -68,7 +70,7 @@ async def replay(loop: Reinforcement) -> None:
     """Trains recorded batches above the commit again and brings scheduler and curriculum up to them."""
     parts = loop.parts
     state = parts.state
-    accuracies = _validated(loop)
+    rows = _known_rows(loop)
     for batch in await parts.buffer.batches_after(state.branch, state.iteration):
         for sampled in range(state.iteration + 1, batch.iteration + 1):
             loop.curriculum.draw(sampled, loop.stages.stage.prompts_per_iteration, branch=state.branch)
@@ -76,8 +78,9 @@ async def replay(loop: Reinforcement) -> None:
             parts.lease.fence, parent=state.weight_version, branch=state.branch, iteration=batch.iteration
         )
         batch.parent_version, batch.new_version = state.weight_version, version
+        begun = time.monotonic()
         with parts.board.phase("train", batch.iteration):
-            await loop.step(batch)
+            trained = await loop.step(batch)
         failpoints.reach("resume.retrained")
         groups = await parts.buffer.load_groups([GroupId(group.group_id) for group in batch.groups], with_tokens=False)
         rewards = {
@@ -88,7 +91,10 @@ async def replay(loop: Reinforcement) -> None:
         facts = batches.facts_of(groups, rewards)
         loop.remember_rates(groups)
         state.iteration = batch.iteration
-        accuracy = accuracies.get((state.branch, batch.iteration))
+        row = rows.get((state.branch, batch.iteration))
+        if row is None:  # lost between the batch and its row
+            loop.record(batch.iteration, {**asdict(facts), **trained}, None, time.monotonic() - begun)
+        accuracy = None if row is None else row.get("validation_accuracy")
         transition = loop.observe(batch.iteration, facts, accuracy)
         parts.board.event("batch.retrained", f"iteration {batch.iteration} from the redo log", version=version)
         if transition is not None:
@@ -103,13 +109,11 @@ async def replay(loop: Reinforcement) -> None:
         parts.control.entered(loop.stages.later)
 
 
-def _validated(loop: Reinforcement) -> dict[tuple[int, int], float]:
-    """Validation accuracies that the run folder's metrics remember, by branch and iteration."""
-    return {
-        (int(row.get("branch", 0)), int(row["iteration"])): float(row["validation_accuracy"])
-        for row in read_jsonl(loop.parts.folder.metrics)
-        if "validation_accuracy" in row and "branch" in row
-    }
+def _known_rows(loop: Reinforcement) -> dict[tuple[int, int], dict[str, float]]:
+    """The run folder's rows of metrics, by branch and iteration; one that was validated counts before others."""
+    rows = [row for row in read_jsonl(loop.parts.folder.metrics) if "branch" in row]
+    rows.sort(key=lambda row: "validation_accuracy" in row)
+    return {(int(row["branch"]), int(row["iteration"])): row for row in rows}
 
 
 async def bring_back(session: "Session") -> None:

@@ -78,7 +78,7 @@ class Reinforcement:
         parts.supervisor.progressed()
         facts = batches.facts_of(groups, rewards)
         known = {**asdict(facts), **trained} if groups else {}
-        self._record(iteration, {**asdict(rolled), **asdict(synced), **known}, accuracy, time.monotonic() - begun)
+        self.record(iteration, {**asdict(rolled), **asdict(synced), **known}, accuracy, time.monotonic() - begun)
         await self._decide(iteration, self.observe(iteration, facts, accuracy) if groups else None)
 
     async def forget_unrecorded(self) -> None:
@@ -244,7 +244,8 @@ class Reinforcement:
             relayout.require(parts.fleet.layout, layout_of(parts.config, self.stages.stage))
         parts.commits.go_on(parts.fleet.trainer)
 
-    def _record(self, iteration: int, row: dict[str, float], accuracy: float | None, seconds: float) -> None:
+    def record(self, iteration: int, row: dict[str, float], accuracy: float | None, seconds: float) -> None:
+        """The iteration's row of metrics, for console, plots and people."""
         parts, board = self.parts, self.parts.board
         values = {key: float(value) for key, value in row.items()} | {
             "iteration": float(iteration),

@@ -98,6 +98,8 @@ def assert_promises_kept(run: LightRun) -> None:
     weights = json.loads((run.folder.export / "weights.json").read_text())
     assert [line for line in weights if line.startswith("sft")] == ["sft 0 4"]
     batches = batches_on(line_of(surviving_branch(evidence), evidence.branches), evidence)
+    shown = {row["iteration"] for row in run.rows(run.folder.metrics) if "branch" in row}
+    assert shown == set(range(1, batches[-1].iteration + 1))
     names = [[name for group in batch.groups for name in group.trajectory_ids] for batch in batches]
     tokens = asyncio.run(token_digests(run, names))
     assert [line for line in weights if line.startswith("rl")] == [
