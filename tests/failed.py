@@ -1,7 +1,7 @@
 """Prints which tests to run once more after `pytest` failed: `pytest $(python -m tests.failed)`; nothing when none did.
 
-Tests of tests/cluster stand on those before them in their file, tests/cluster/node on its earlier files too: alone they
-could only fail again.
+Tests of tests/cluster stand on those before them in their file, some of tests/cluster/node on another file too: alone
+they could only fail again.
 """
 
 import json
@@ -11,19 +11,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 LAST_FAILED = ROOT / ".pytest_cache/v/cache/lastfailed"
-STORY = "tests/cluster/node"
+CLUSTER = "tests/cluster/"
+NEEDS = {  # the job that the console shows, and that outlives the chart
+    f"{CLUSTER}node/{name}.py": (f"{CLUSTER}node/test_short_jobs.py",) for name in ("test_console", "test_uninstall")
+}
 
 
 def once_more(failed: Iterable[str]) -> list[str]:
-    """What to run for these node ids, in their order, each once."""
-    return list(dict.fromkeys(_whole(node_id) for node_id in failed))
+    """What to run for these node ids, each once, and what it needs before it."""
+    return list(dict.fromkeys(one for node_id in failed for one in _with_needs(node_id)))
 
 
-def _whole(node_id: str) -> str:
+def _with_needs(node_id: str) -> tuple[str, ...]:
     file = node_id.partition("::")[0]
-    if file.startswith(f"{STORY}/"):
-        return STORY
-    return file if file.startswith("tests/cluster/") else node_id
+    return (*NEEDS.get(file, ()), file) if file.startswith(CLUSTER) else (node_id,)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """What CI runs once more."""
 
-from tests.failed import once_more
+import pytest
+
+from tests.failed import NEEDS, ROOT, once_more
 
 
-def test_a_test_alone_a_file_of_the_cluster_or_the_story_of_the_node() -> None:
+def test_a_test_alone_or_a_file_of_the_cluster_with_what_it_needs() -> None:
     failed = [
         "tests/unit/a.py::test_one[x y]",
         "tests/unit/b.py",
@@ -16,5 +18,12 @@ def test_a_test_alone_a_file_of_the_cluster_or_the_story_of_the_node() -> None:
         "tests/unit/a.py::test_one[x y]",
         "tests/unit/b.py",
         "tests/cluster/test_queue.py",
-        "tests/cluster/node",
+        "tests/cluster/node/test_long_job.py",
+        "tests/cluster/node/test_short_jobs.py",
+        "tests/cluster/node/test_console.py",
     ]
+
+
+@pytest.mark.parametrize("path", [path for file, needs in NEEDS.items() for path in (file, *needs)])
+def test_what_is_needed_is_there(path: str) -> None:
+    assert (ROOT / path).exists()
