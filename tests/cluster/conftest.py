@@ -24,7 +24,7 @@ SECONDS = "crescendo/node-seconds"
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """In several processes (--dist loadgroup) a file stays together; so does what makes images or needs the one node."""
+    """Among several processes (--dist loadgroup) a file stays together, and what makes images or needs the node."""
     for item in items:
         if item.path.is_relative_to(HERE):
             alone = item.path.parent == HERE
