@@ -18,35 +18,6 @@ from tests.cluster.kube.proxy import Proxy
 from tests.cluster.kube.ready import ready
 from tests.cluster.operator_process import Operator
 
-HERE = Path(__file__).parent
-SECONDS = "crescendo/node-seconds"
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Among several processes (--dist loadgroup) a file stays together, and what makes images or needs the node."""
-    for item in items:
-        if item.path.is_relative_to(HERE):
-            alone = item.path.parent == HERE
-            item.add_marker(pytest.mark.xdist_group(item.path.stem if alone else "node"))
-
-
-def pytest_sessionstart(session: pytest.Session) -> None:
-    if not hasattr(session.config, "workerinput"):
-        cache_of(session.config).set(SECONDS, "")
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """The node's stop-watch, whichever process held it."""
-    if report := cache_of(config).get(SECONDS, ""):
-        terminalreporter.write_line(report)
-
-
-def cache_of(config: pytest.Config) -> pytest.Cache:
-    found = config.cache
-    assert found is not None, "pytest's cacheprovider is off"
-    return found
-
 
 def cannot(reason: str) -> None:
     """Skips with the reason, or fails in CI."""

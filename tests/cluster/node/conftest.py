@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import SECONDS, cache_of, cannot
+from tests.cluster.conftest import cannot
 from tests.cluster.kube.helm import Helm
 from tests.cluster.kube.node import Node
 from tests.cluster.node.installed import Stopwatch, build_all, install, obstacles, secure_namespace, start_node
@@ -41,7 +41,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def watch(request: pytest.FixtureRequest) -> Iterator[Stopwatch]:
     found = Stopwatch()
     yield found
-    cache_of(request.config).set(SECONDS, found.report())
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    reporter = request.config.pluginmanager.getplugin("terminalreporter")
+    if reporter is not None:  # in a worker of xdist there is none
+        with capture.global_and_fixture_disabled():
+            reporter.write_line(f"\n{found.report()}")
 
 
 @pytest.fixture(scope="package")
