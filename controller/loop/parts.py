@@ -221,6 +221,8 @@ class Parts:
                 gate_report=stages.gate_report().reason if is_current else "",
             )
             status.stages.append(shown)
-        status.max_iterations = sum(stage.max_iterations for stage in self.step.stages)
+        # An iteration that completes no group counts for no stage, so that there may be more of them.
+        most = sum(stage.max_iterations for stage in self.step.stages)
+        status.max_iterations = max(most, status.iteration)
         del status.workers[:]
         status.workers.extend(worker.status for worker in self.fleet.workers.values() if worker.client is not None)

@@ -1,4 +1,8 @@
-"""One control plane for all cluster tests. Skips where Kubernetes cannot be built; fails there in CI."""
+"""One control plane for all cluster tests. Skips where Kubernetes cannot be built; fails there in CI.
+
+They run in the order in which kube/ahead.py builds what they need: the control plane's, then the images', the node's,
+and those that need another program beside the control plane.
+"""
 
 import os
 import shutil
@@ -17,6 +21,21 @@ from tests.cluster.kube.control_plane import ControlPlane
 from tests.cluster.kube.proxy import Proxy
 from tests.cluster.kube.ready import ready
 from tests.cluster.operator_process import Operator
+
+HERE = Path(__file__).parent
+ORDER = (HERE.name, "images", "node", "test_queue", "test_cert_manager")  # of folders, and of files on their own
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts this folder's tests into their order, in the places that they take up."""
+    places = [place for place, item in enumerate(items) if item.path.is_relative_to(HERE)]
+    for place, item in zip(places, sorted((items[place] for place in places), key=when), strict=True):
+        items[place] = item
+
+
+def when(item: pytest.Item) -> int:
+    """A test's place in ORDER; equals stay as they are."""
+    return ORDER.index(item.path.stem if item.path.stem in ORDER else item.path.parent.name)
 
 
 def cannot(reason: str) -> None:

@@ -25,7 +25,8 @@ CPUS_A_DEVICE: Final = 4
 MIN_CPUS: Final = 16
 # Nothing of ours travels by Ray's object store, which would take a third of a pod's memory; this is about its least.
 OBJECT_STORE: Final = str(100 * 2**20)
-KEPT_AFTER_END_S: Final = 60
+# Devices are free as soon as a run has ended, when Kueue counts them as free; what it said is in the submitter's log.
+KEPT_AFTER_END_S: Final = 0
 
 
 def ray_job(job: Job, number: int, options: Options) -> Manifest:

@@ -1,11 +1,12 @@
 """Builds Kubernetes, etcd, kwok, KubeRay and kube-router from Go modules: `python -m tests.cluster.kube.build [node]`.
 
 Versions are pinned in tools/go.mod, and those of KubeRay and kube-router in modules of their own. Binaries go to a
-cache outside the repository, in a folder named by the pins, so that they are built once a machine. About ten minutes
-on two cores when nothing is cached.
+cache outside the repository, in a folder named by the pins, so that they are built once a machine; whoever else wants
+one meanwhile waits for it. About ten minutes on two cores when nothing is cached.
 """
 
 import argparse
+import fcntl
 import functools
 import hashlib
 import os
@@ -13,9 +14,12 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from tests.cluster.kube.processes import die_with_parent
 from tests.cluster.kube.seconds import noted_as
 
 TOOLS: Final = Path(__file__).parent / "tools"
@@ -74,9 +78,11 @@ def build(*, node: bool = False) -> None:
         raise RuntimeError("Go is not installed; the cluster tests build Kubernetes with it (Go 1.24 or newer).")
     binaries().mkdir(parents=True, exist_ok=True)
     for package in missing(_wanted(node)):
-        with noted_as(cache(), "programs"):
-            apart = next((name for name in APART if name in package), "")
-            go_build(package, TOOLS / apart, binaries() / _program(package))
+        target = binaries() / _program(package)
+        with alone(target), noted_as(cache(), "programs", unless=target.exists()):
+            if not target.exists():
+                apart = next((name for name in APART if name in package), "")
+                go_build(package, TOOLS / apart, target)
 
 
 def program_beside(name: str) -> Path:
@@ -94,7 +100,17 @@ def build_beside(name: str, package: str) -> None:
     if shutil.which("go") is None:
         raise RuntimeError(f"Go is not installed; the cluster tests build {name} with it (Go 1.26 or newer).")
     program_beside(name).parent.mkdir(parents=True, exist_ok=True)
-    go_build(package, TOOLS / name, program_beside(name))
+    with alone(program_beside(name)):
+        if not program_beside(name).exists():
+            go_build(package, TOOLS / name, program_beside(name))
+
+
+@contextmanager
+def alone(target: Path) -> Iterator[None]:
+    """Waits for another process that builds this target: for as long as that builds, which has its own deadline."""
+    with target.with_name(f"{target.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @functools.cache
@@ -134,7 +150,10 @@ def go_build(package: str, folder: Path, target: Path) -> None:
         package,
     ]
     for attempt in range(ATTEMPTS):  # the first also downloads modules, which a network may interrupt
-        ran = subprocess.run(command, cwd=folder, env=_environment(), timeout=LIMIT_S, check=attempt + 1 == ATTEMPTS)
+        ran = subprocess.run(
+            command, cwd=folder, env=_environment(), timeout=LIMIT_S, check=attempt + 1 == ATTEMPTS,
+            preexec_fn=die_with_parent,
+        )  # fmt: skip
         if ran.returncode == 0:
             break
     os.replace(f"{target}.new", target)

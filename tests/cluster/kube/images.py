@@ -3,8 +3,8 @@
 A Debian with Python by mmdebstrap; on it, by helm/images/build.sh, the project's own images from its own Dockerfiles;
 KubeRay's operator and the pause program from what build.py built. The run image leaves out what `LEFT_OUT` names, six
 gigabytes of torch and its kin: its pods find them on a read-only volume, the checkout's own site-packages, made from
-the same pins. Archives and layers stay in the cache, so that only what changed is built again; `prune` removes the
-layers that no build would use again.
+the same pins. Archives and layers stay in the cache, so that only what changed is built again; whoever wants what
+another process builds waits for it. `prune` removes the layers that no build would use again.
 
 `python -m tests.cluster.kube.images` builds them ahead. Needs root, buildah and mmdebstrap.
 """
@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from tests.cluster.kube.build import binaries, cache
+from tests.cluster.kube.build import alone, binaries, cache
 from tests.cluster.kube.seconds import noted_as
 
 ROOT: Final = Path(__file__).parents[3]
@@ -54,7 +54,7 @@ def version() -> str:
 def build_base() -> None:
     """The image that all build on, once a cache."""
     archive = _folder() / f"{SUITE}.tar"
-    with _building(), noted_as(cache(), "base image", unless=archive.exists()):
+    with _building("base"), noted_as(cache(), "base image", unless=archive.exists()):
         if not archive.exists():
             partial = archive.with_suffix(".partial.tar")
             _run("mmdebstrap", "--quiet", "--variant=minbase", f"--include={PACKAGES}", SUITE, str(partial))
@@ -65,15 +65,18 @@ def build_base() -> None:
 
 def build_tools() -> list[Path]:
     """KubeRay's operator and the pause program; archives."""
-    with _building():
+    with _building("tools"):
         return [_archive(_build(name, f"Containerfile.{name}", binaries())) for name in ("kuberay-operator", "pause")]
 
 
 def build_ours() -> list[Path]:
     """The project's own; archives."""
     tags = [f"crescendo/{name}:{version()}" for name in ("operator", "reward")] + [f"crescendo/run:{version()}-volume"]
-    known = all(list(_folder().glob(f"{_file_name(tag)}-*.tar")) for tag in tags)
-    with _building(), noted_as(cache(), "images", unless=known):
+
+    def known() -> bool:
+        return all(list(_folder().glob(f"{_file_name(tag)}-*.tar")) for tag in tags)
+
+    with _building("ours"), noted_as(cache(), "images", unless=known()):
         _run(str(ROOT / "helm/images/build.sh"), PREFIX="localhost/crescendo", KEEP_STAGES="1", **settings())
         _build("crescendo/run", "Containerfile.run", RECIPES, tag=f"{version()}-volume")
         return [_archive(f"localhost/{tag}") for tag in tags]
@@ -141,9 +144,9 @@ def _lock() -> Path:
 
 
 @contextmanager
-def _building() -> Iterator[None]:
-    """Keeps `prune` away."""
-    with _lock().open("w") as lock:
+def _building(what: str) -> Iterator[None]:
+    """Waits for another process that builds the same, and keeps `prune` away."""
+    with alone(_folder() / what), _lock().open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
         yield
 

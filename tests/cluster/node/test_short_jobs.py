@@ -40,22 +40,23 @@ def test_a_short_job_succeeds(
     try:
         with watch.step(f"{name} submitted to Running"):
             eventually("it runs", lambda: reached("Running"), RUNNING_S)
+        head = f"rl.crescendo.dev/job={name},rl.crescendo.dev/component=head"
+        assert "--dashboard-host" in node.kubectl("get", "pods", "-n", team, "-l", head, "-o", "yaml")
+        assert "Ray runtime started" in node.kubectl("logs", "-n", team, "-l", head, "--tail=-1")
         with watch.step(f"{name} Running to Succeeded"):
             eventually("it succeeds", lambda: reached("Succeeded"), SUCCEEDED_S)
     except BaseException:
         print(diagnosis(node, job))
         raise
     assert seen[-2:] == ["Running", "Succeeded"]
-    head = f"rl.crescendo.dev/job={name},rl.crescendo.dev/component=head"
-    assert "--dashboard-host" in node.kubectl("get", "pods", "-n", team, "-l", head, "-o", "yaml")
-    assert "Ray runtime started" in node.kubectl("logs", "-n", team, "-l", head, "--tail=-1")
     check_status(node, job)
     check_volume(volume_folder / f"{name}-run" / name)
-    eventually("its pods have ended", lambda: running_pods(node, team) == [], 180)
+    with watch.step(f"{name} Succeeded to devices free"):
+        eventually("its pods have ended", lambda: running_pods(node, team) == [], 60)
 
 
 def running_pods(node: Node, namespace: str) -> list[str]:
-    """Names of pods that still run."""
+    """Names of pods that run or are to run."""
     pods = node.get("pods", "-n", namespace)["items"]
     return [pod["metadata"]["name"] for pod in pods if pod["status"]["phase"] in ("Pending", "Running")]
 
