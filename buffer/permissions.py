@@ -34,6 +34,9 @@ CLIENT_COMMANDS = (
 )
 """What connections, waits, checks and `crescendo buffer` call outside scripts."""
 
+SHOW_OTHERS = frozenset({"scan", "client|list"})
+"""Of these, what shows other runs' keys and connections whatever a login may reach; `crescendo buffer` needs it."""
+
 _IN_SCRIPT = re.compile(r"\bcall(?:_in_parts)?\(\s*'([A-Z]+)'")
 
 
@@ -50,7 +53,7 @@ def commands() -> tuple[str, ...]:
 
 
 def acl_rule(user: str = "crescendo", run_id: str = "") -> str:
-    """The command that makes such a login; run_id: for that run alone."""
+    """The command that makes such a login; run_id: for that run alone, which cannot list others then."""
     keys = f"~{{crescendo:{run_id}}}:*" if run_id else KEY_PATTERN
-    allowed = " ".join(f"+{command}" for command in commands())
+    allowed = " ".join(f"+{command}" for command in commands() if not (run_id and command in SHOW_OTHERS))
     return f"ACL SETUSER {user} on >PASSWORD resetkeys {keys} resetchannels -@all {allowed}"

@@ -179,9 +179,10 @@ def _manifest(options: argparse.Namespace) -> dict[str, Any]:
 def _with_name(raw: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     """An RLJob with a name and a spec; raises ConfigError."""
     metadata, spec = raw.get("metadata") or {}, raw.get("spec")
-    if options.name:
+    if options.name and isinstance(metadata, dict):
         metadata["name"] = options.name
-    if not isinstance(spec, dict) or not isinstance(metadata.get("name"), str):
+    named = isinstance(metadata, dict) and isinstance(metadata.get("name"), str)
+    if not isinstance(spec, dict) or not named:
         raise ConfigError(
             f"{options.file} has no spec or no metadata.name.",
             field="metadata.name",

@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 
 import httpx2
 from lightkube import AsyncClient, KubeConfig
+from lightkube.core.exceptions import ConfigError
 from lightkube.core.resource_registry import resource_registry
 from lightkube.generic_resource import create_global_resource, create_namespaced_resource
 from lightkube.types import CascadeType, PatchType
@@ -24,6 +25,7 @@ from crescendo.controller.operator.resource import KIND, Manifest
 FIELD_MANAGER: Final = "crescendo-operator"
 TIMEOUT_S: Final = 20.0
 PAUSES_S: Final = (0.2, 0.5, 1.0, 2.0, 4.0)
+UNAUTHORIZED: Final = 401
 _PASSING: Final = frozenset({0, 429, 500, 502, 503, 504})
 
 _KINDS: Final = {
@@ -173,13 +175,14 @@ class KubernetesApi:
         """
         return dict(await self._do(self._creation(manifest, dry_run=dry_run), repeat=False))
 
-    async def log(self, pod: str, namespace: str, *, follow: bool, lines: int) -> AsyncIterator[str]:
-        """Lines of a pod's log."""
+    async def log(self, pod: str, namespace: str, *, container: str, follow: bool, lines: int) -> AsyncIterator[str]:
+        """Lines of a container's log."""
+        options = {"container": container, "follow": follow, "tail_lines": lines}
         try:
-            async for line in self._client.log(pod, namespace=namespace, follow=follow, tail_lines=lines):
+            async for line in self._client.log(pod, namespace=namespace, **options):
                 yield line
-        except (httpx2.HTTPError, OSError) as error:
-            raise ApiFailure(f"the log of {pod} cannot be read: {error}", 0) from None
+        except (httpx2.HTTPError, OSError, ConfigError) as error:
+            raise _failure(error) from None
 
     async def may(self, user: str, groups: list[str], attributes: Manifest) -> bool:
         """Whether a user may do something (a SubjectAccessReview's resourceAttributes)."""
@@ -209,7 +212,7 @@ class KubernetesApi:
                 while True:
                     try:
                         return await call()
-                    except (httpx2.HTTPError, OSError) as error:
+                    except (httpx2.HTTPError, OSError, ConfigError) as error:
                         failure = _failure(error)
                         pause_s = next(pauses, None)
                         if pause_s is None or failure.code not in _PASSING:
@@ -219,7 +222,9 @@ class KubernetesApi:
             raise ApiFailure(f"the API server did not answer within {TIMEOUT_S:.0f} s.", 0) from None
 
 
-def _failure(error: httpx2.HTTPError | OSError) -> ApiFailure:
+def _failure(error: httpx2.HTTPError | OSError | ConfigError) -> ApiFailure:
+    if isinstance(error, ConfigError):  # of a login that a program of the kubeconfig makes, for one
+        return ApiFailure(f"the kubeconfig's login does not work: {error}", UNAUTHORIZED)
     if not isinstance(error, httpx2.HTTPStatusError):
         return ApiFailure(f"the API server cannot be reached: {error}", 0)
     wished = error.response.headers.get("Retry-After", "")

@@ -2,9 +2,12 @@
 
 import hashlib
 from datetime import datetime
+from typing import Final
 
-from crescendo.controller.operator.resource import API_VERSION, KIND, Job, Manifest
+from crescendo.controller.operator.resource import API_VERSION, KIND, Job, Manifest, printable
 from crescendo.controller.operator.writes import Note
+
+NOTE_BYTES: Final = 1024  # the API server's limit, of UTF-8
 
 
 def event_of(job: Job, note: Note, now: datetime) -> Manifest:
@@ -18,7 +21,7 @@ def event_of(job: Job, note: Note, now: datetime) -> Manifest:
         "eventTime": stamp,
         "type": note.kind,
         "reason": note.reason,
-        "note": note.message[:1024],
+        "note": printable(note.message).encode()[:NOTE_BYTES].decode(errors="ignore"),
         "action": "Reconcile",
         "reportingController": "rl.crescendo.dev/operator",
         "reportingInstance": "crescendo-operator",

@@ -17,6 +17,8 @@ from crescendo.controller.operator.requests import ANNOTATION, Request
 from crescendo.controller.operator.resource import JOB_LABEL, KIND, Job, Manifest
 
 ANSWER_S: Final = 60.0
+HEAD: Final = "ray-head"
+NO_LOG: Final = frozenset({400, 404, 500})  # it has not started, has gone, or its node does not answer
 
 
 class Jobs:
@@ -145,8 +147,16 @@ class Jobs:
                 f"RLJob {name} has no pods now (phase {job.status.get('phase', 'unknown')}).",
                 fix=f"See why: crescendo get {name}",
             )
-        async for line in self._api.log(pods[0]["metadata"]["name"], self._namespace, follow=follow, lines=lines):
-            yield line
+        pod = pods[0]["metadata"]["name"]
+        try:
+            async for line in self._api.log(pod, self._namespace, container=HEAD, follow=follow, lines=lines):
+                yield line
+        except ApiFailure as failure:
+            if failure.code not in NO_LOG:
+                raise
+            raise CrescendoError(
+                f"pod {pod} has no log now: {failure.message}", fix=f"See how far it is: crescendo get {name}"
+            ) from None
 
     async def _look_whether_served(self) -> None:
         """Raises the ApiFailure of a cluster without the definition, which answers as it does for a name unknown."""

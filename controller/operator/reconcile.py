@@ -43,6 +43,7 @@ from crescendo.controller.operator.plan import plan, told
 from crescendo.controller.operator.progress import Runs
 from crescendo.controller.operator.requests import acknowledged
 from crescendo.controller.operator.resource import (
+    ADOPT_ANNOTATION,
     JOB_LABEL,
     KIND,
     QUEUED_UID_LABEL,
@@ -57,11 +58,13 @@ from crescendo.controller.operator.resource import (
     Report,
 )
 from crescendo.controller.operator.shared_buffer import SharedBuffer, SharedBufferProblem, is_shared
+from crescendo.controller.operator.status import Draft
 from crescendo.controller.operator.writes import RESYNC_S, SOON_S, Note, Plan
 
 log = logging.getLogger(__name__)
 
 CONFLICT: Final = 409
+REFUSALS: Final = frozenset({400, 403, 404, 422, 500})  # 500: of a server-side apply, a manifest of no valid form
 KEPT_CHECKS: Final = 5000
 # A certificate is renewed days before its end; one that somebody deleted comes back this soon.
 CERTIFICATES_EVERY: Final = timedelta(minutes=10)
@@ -102,15 +105,20 @@ class Reconciler:
         job = Job.from_body(body)
         if job.deleting or not job.is_ours:
             return RESYNC_S
-        observed = await self._observe(job)
-        decided = plan(observed)
+        version = body["metadata"]["resourceVersion"]
         try:
-            await self._carry_out(job, decided, body["metadata"]["resourceVersion"])
+            decided = plan(await self._observe(job))
+            await self._carry_out(job, decided, version)
         except ApiFailure as failure:
+            if failure.code in REFUSALS:
+                await self._tell(job, "Refused", failure.message, version)
             if failure.code != CONFLICT:
                 raise
             log.info("%s/%s changed while it was reconciled; once more", namespace, name)
             return 1.0
+        except SharedBufferProblem as problem:
+            await self._tell(job, "SharedBufferUnavailable", problem.message, version)
+            raise
         turned = decided.status is not None and decided.status.get("phase") != job.status.get("phase")
         return min(decided.again_s, SOON_S) if turned else decided.again_s
 
@@ -154,7 +162,8 @@ class Reconciler:
     def _problems(self, job: Job) -> tuple[str, ...]:
         """Checked once for what a run is made of, since it takes half a second; not again for what steers it."""
         made_of = {name: value for name, value in job.spec.items() if name not in STEERING}
-        key = hashlib.sha256(json.dumps([job.namespace, made_of], sort_keys=True).encode()).digest()
+        adopted = job.annotations.get(ADOPT_ANNOTATION, "")
+        key = hashlib.sha256(json.dumps([job.namespace, adopted, made_of], sort_keys=True).encode()).digest()
         if key not in self._checked:
             if len(self._checked) >= KEPT_CHECKS:
                 self._checked.clear()
@@ -236,7 +245,7 @@ class Reconciler:
         # Before the status: a decision is taken once, and an operator that dies in between is to tell it all the same.
         for note in decided.events:
             log.info("%s/%s: %s: %s", job.namespace, job.name, note.reason, note.message)
-            await self._api.create(event_of(job, note, self._clock()))
+            await self._announce(job, note)
         if decided.status is not None:
             await self._api.put_status(job.name, job.namespace, version, decided.status)
         if decided.scale:
@@ -248,6 +257,26 @@ class Reconciler:
             await self._api.patch("StatefulSet", buffer_name(job), job.namespace, operations)
         if decided.delete_job:
             await self._api.delete(KIND, job.name, job.namespace)
+
+    async def _announce(self, job: Job, note: Note) -> None:
+        """An event is for people: one that is refused, by a quota say, holds up nothing."""
+        try:
+            await self._api.create(event_of(job, note, self._clock()))
+        except ApiFailure as failure:
+            if failure.code not in REFUSALS:
+                raise
+            log.warning("%s/%s: event %s: %s", job.namespace, job.name, note.reason, failure)
+
+    async def _tell(self, job: Job, reason: str, message: str, version: str) -> None:
+        """Why a job does not start, where a write of its start is refused: its plan's status is not written then."""
+        if job.finished or job.is_true("Running"):
+            return
+        draft = Draft(job, self._clock())
+        draft.phase(job.status.get("phase", "Pending"), reason, message)
+        status = draft.finish()
+        if status != job.status:
+            await self._announce(job, Note("Warning", reason, message))
+            await self._api.put_status(job.name, job.namespace, version, status)
 
     async def _call(self, job: Job, decided: Plan) -> Plan:
         """Calls the run; the plan with what it answered in status and events."""
@@ -269,15 +298,10 @@ class Reconciler:
             await self._api.apply(manifest)
 
     async def _admit(self, job: Job) -> None:
-        """The job's login on the shared server; why there is none stands in an event."""
+        """The job's login on the shared server. Raises SharedBufferProblem."""
         secret = await self._api.get("Secret", buffer_name(job), job.namespace) or {}
         password = base64.b64decode((secret.get("data") or {}).get("password", "")).decode()
-        try:
-            await self._shared.admit(job, password)
-        except SharedBufferProblem as problem:
-            note = Note("Warning", "SharedBufferUnavailable", problem.message)
-            await self._api.create(event_of(job, note, self._clock()))
-            raise
+        await self._shared.admit(job, password)
 
     def _certificates_due(self, job: Job) -> bool:
         uid, looked_at = self._certified.get((job.namespace, job.name), ("", None))

@@ -362,6 +362,11 @@ class Observed:
         return max([self.job.attempt, *(attempt.number for attempt in self.attempts)])
 
 
+def printable(text: str) -> str:
+    """What others say, as a terminal may show it: line ends, and no other control characters."""
+    return "".join(mark if mark.isprintable() or mark == "\n" else " " for mark in text)
+
+
 def parse_time(value: str) -> datetime:
     """A time of the API server."""
     return datetime.fromisoformat(value.replace("Z", "+00:00"))

@@ -92,6 +92,8 @@ class SharedBuffer:
 
     async def admit(self, job: Job, password: str) -> None:
         """Makes the job's login, or makes it what it should be. Raises SharedBufferProblem."""
+        if wrong := shared_problems(job, self.options):  # an id of other characters would end the rule, and go on
+            raise SharedBufferProblem(wrong[0])
         digest = hashlib.sha256(password.encode()).hexdigest()
         rule = acl_rule(user_name(job, self.options), run_id(job)).split()
         place = rule.index(">PASSWORD")

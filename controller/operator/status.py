@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from crescendo.controller.operator.resource import Job, Manifest, Observed, Report, format_time, parse_time
+from crescendo.controller.operator.resource import Job, Manifest, Observed, Report, format_time, parse_time, printable
 
 PROGRESS_EVERY: Final = timedelta(seconds=30)
 CONDITIONS: Final = (
@@ -17,6 +17,7 @@ CONDITIONS: Final = (
 )  # fmt: skip
 PODLESS: Final = ("Suspended", "Restarting", "Succeeded", "Failed")
 SHOWN_METRICS: Final = 64
+MOST_SHOWN: Final = 10**9  # iterations or hours: no run has more, and the fields have room for no more
 
 
 class Draft:
@@ -42,7 +43,7 @@ class Draft:
 
     def phase(self, phase: str, reason: str, message: str = "") -> None:
         """The summary for people."""
-        self.set(phase=phase, reason=reason, message=message[:1024])
+        self.set(phase=phase, reason=reason, message=printable(message)[:1024])
 
     def condition(self, kind: str, holds: bool, reason: str, message: str = "") -> None:
         """Sets a condition; its time moves only when it turns."""
@@ -56,7 +57,7 @@ class Draft:
             conditions.sort(key=lambda one: CONDITIONS.index(one["type"]))
         if turned:
             found["lastTransitionTime"] = format_time(self._now)
-        found.update(status=status, reason=reason, message=message[:32768])
+        found.update(status=status, reason=reason, message=printable(message)[:32768])
         found["observedGeneration"] = self._job.generation
 
     def running_seconds(self) -> int:
@@ -64,7 +65,8 @@ class Draft:
         total = int(self.value.get("runningSeconds", 0))
         running = next((one for one in self.value.get("conditions", ()) if one["type"] == "Running"), None)
         if running is not None and running["status"] == "True":
-            total += round((self._now - parse_time(running["lastTransitionTime"])).total_seconds())
+            # Another node's clock may be behind.
+            total += max(0, round((self._now - parse_time(running["lastTransitionTime"])).total_seconds()))
         return total
 
     def stop_running(self, reason: str, message: str = "") -> None:
@@ -110,12 +112,13 @@ class Draft:
 
 
 def _progress(report: Report) -> Manifest:
-    metrics = report.metrics
-    total = max(report.iteration, report.total_iterations)  # an iteration that completes no group counts for no stage
+    metrics, iteration = report.metrics, min(MOST_SHOWN, report.iteration)
+    # An iteration that completes no group counts for no stage.
+    total = max(iteration, min(MOST_SHOWN, report.total_iterations))
     return {
-        "iteration": report.iteration,
+        "iteration": iteration,
         "totalIterations": total,
-        "summary": f"{report.iteration}/{total}",
+        "summary": f"{iteration}/{total}",
         "stage": report.stage,
         "runPhase": report.phase,
         "reward": _text(metrics.get("reward")),
@@ -134,5 +137,5 @@ def _text(value: float | None) -> str:
 def _duration(seconds: float) -> str:
     if seconds < 0:
         return ""
-    minutes, hours = int(seconds // 60) % 60, int(seconds // 3600)
+    minutes, hours = int(seconds // 60) % 60, min(MOST_SHOWN, int(seconds // 3600))
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{int(seconds) % 60:02d}s"

@@ -90,13 +90,22 @@ async def test_a_login_serves_its_own_run_and_nothing_else(
         await connect(url, run_id(theirs), patience_s=0.5)
     login = url.split("//")[1].split("@")[0]
     with contextlib.closing(redis.Redis(port=port, username=login, password="first-secret")) as client:
-        for forbidden in (("ACL", "LIST"), ("FLUSHALL",), ("CONFIG", "GET", "*"), ("GET", "{crescendo:other.uid-1}:x")):
+        others = (("SCAN", "0"), ("CLIENT", "LIST"), ("GET", "{crescendo:other.uid-1}:x"))
+        for forbidden in (("ACL", "LIST"), ("FLUSHALL",), ("CONFIG", "GET", "*"), *others):
             with pytest.raises(redis.exceptions.NoPermissionError):
                 client.execute_command(*forbidden)
     with contextlib.closing(redis.Redis(port=port)) as client, pytest.raises(redis.exceptions.AuthenticationError):
         client.ping()
     assert "secret" not in caplog.text
     assert ADMIN not in caplog.text
+
+
+async def test_an_id_that_would_end_the_rule_makes_no_login(port: int, tmp_path: Path) -> None:
+    shared = SharedBuffer(options(port, tmp_path))
+    greedy = job("math", "uid-1", **{"rl.crescendo.dev/adopt-storage": "x}:* allkeys +@all #"})
+    with pytest.raises(SharedBufferProblem, match="must be the uid"):
+        await shared.admit(greedy, "secret")
+    assert await shared.logins() == []
 
 
 async def test_logins_survive_a_restart_and_a_new_password_replaces_the_old(tmp_path: Path) -> None:

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from crescendo.common.config import read_mapping
+from crescendo.controller.operator.api import ApiFailure
 from crescendo.controller.operator.certificates import new_authority
 from crescendo.controller.operator.options import Options
 from crescendo.controller.operator.reconcile import CERTIFICATES_EVERY, PATIENCE, Reconciler
 from crescendo.controller.operator.render import to_rljob
 from crescendo.controller.operator.requests import Request
-from crescendo.controller.operator.resource import KIND, Manifest, Report
+from crescendo.controller.operator.resource import KIND, Job, Manifest, Report
+from crescendo.controller.operator.shared_buffer import SharedBuffer, SharedBufferProblem
 from crescendo.controller.operator.writes import RESYNC_S, SOON_S, Call
 from tests.unit.controller.rljob.world import REPORT, START
 
@@ -23,41 +25,47 @@ AUTHORITY = new_authority(START)
 
 
 class Store:
-    """The API server: what was applied is there. calls: (verb, kind)."""
+    """The API server: what was applied is there. calls: (verb, kind); refused: what it answers to some of them."""
 
     def __init__(self) -> None:
         self.objects: dict[tuple[str, str], Manifest] = {}
         self.calls: list[tuple[str, str]] = []
+        self.refused: dict[tuple[str, str], ApiFailure] = {}
+
+    def _note(self, verb: str, kind: str) -> None:
+        self.calls.append((verb, kind))
+        if (verb, kind) in self.refused:
+            raise self.refused[verb, kind]
 
     async def get(self, kind: str, name: str, namespace: str) -> Manifest | None:
-        self.calls.append(("get", kind))
+        self._note("get", kind)
         return copy.deepcopy(self.objects.get((kind, name)))
 
     async def find(self, kind: str, namespace: str, labels: Mapping[str, str]) -> list[Manifest]:
-        self.calls.append(("find", kind))
+        self._note("find", kind)
         return [copy.deepcopy(body) for (found, _), body in self.objects.items() if found == kind]
 
     async def apply(self, manifest: Manifest) -> Manifest:
-        self.calls.append(("apply", manifest["kind"]))
+        self._note("apply", manifest["kind"])
         key = (manifest["kind"], manifest["metadata"]["name"])
         self.objects[key] = {**self.objects.get(key, {}), **copy.deepcopy(manifest)}
         self.objects[key]["metadata"].setdefault("uid", manifest["metadata"]["name"])
         return manifest
 
     async def create(self, manifest: Manifest) -> None:
-        self.calls.append(("create", manifest["kind"]))
+        self._note("create", manifest["kind"])
         self.objects.setdefault((manifest["kind"], manifest["metadata"]["name"]), copy.deepcopy(manifest))
 
     async def delete(self, kind: str, name: str, namespace: str) -> None:
-        self.calls.append(("delete", kind))
+        self._note("delete", kind)
         self.objects.pop((kind, name), None)
 
     async def put_status(self, name: str, namespace: str, version: str, status: Manifest) -> None:
-        self.calls.append(("status", KIND))
+        self._note("status", KIND)
         self.objects[KIND, name]["status"] = status
 
     async def patch(self, kind: str, name: str, namespace: str, operations: list[Manifest]) -> None:
-        self.calls.append(("patch", kind))
+        self._note("patch", kind)
 
     def asked(self) -> list[tuple[str, str]]:
         """The calls since it was last asked for."""
@@ -231,3 +239,59 @@ async def test_pods_are_looked_at_only_when_they_are_late(store: Store) -> None:
     store.objects["RayCluster", "ray-1"]["status"]["readyWorkerReplicas"] = 1
     await reconciler.reconcile("team", "math")
     assert ("find", "Pod") not in store.asked()
+
+
+async def test_what_a_job_adopts_is_checked_also_when_another_of_the_same_spec_was(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admitted: list[str] = []
+
+    async def admit(self: SharedBuffer, job: Job, password: str) -> None:
+        admitted.append(job.name)
+
+    monkeypatch.setattr(SharedBuffer, "admit", admit)
+    honest = store.objects[KIND, "math"]
+    honest["spec"]["buffer"] = {"mode": "Shared"}
+    greedy = copy.deepcopy(honest)
+    adopts = {"rl.crescendo.dev/adopt-storage": "x}:* allkeys +@all #"}
+    greedy["metadata"] |= {"name": "greedy", "uid": "2", "annotations": adopts}
+    store.objects[KIND, "greedy"] = greedy
+    reconciler = Reconciler(store, Runs(), Options(shared_buffer_url="redis://shared:6379/0"), AUTHORITY, Clock())
+    for name in ("math", "greedy"):
+        await reconciler.reconcile("team", name)
+    assert admitted == ["math"]
+    assert store.objects[KIND, "greedy"]["status"]["reason"] == "ValidationFailed"
+
+
+async def test_a_child_that_is_refused_is_told_once_and_a_refused_event_holds_up_nothing(store: Store) -> None:
+    quota = ApiFailure('the API server refused: serviceaccounts "math" is forbidden: exceeded quota', 403)
+    reconciler = Reconciler(store, Runs(), Options(), AUTHORITY, Clock())
+    store.refused = {("apply", "ServiceAccount"): quota}
+    for _ in range(3):
+        with pytest.raises(ApiFailure):
+            await reconciler.reconcile("team", "math")
+    status = store.objects[KIND, "math"]["status"]
+    assert (status["phase"], status["reason"], status["message"]) == ("Pending", "Refused", quota.message)
+    assert [verb for verb, _ in store.calls].count("status") == 1
+    assert store.calls.count(("create", "Event")) == 1
+    store.refused = {("create", "Event"): quota}
+    await reconciler.reconcile("team", "math")
+    status = store.objects[KIND, "math"]["status"]
+    assert (status["phase"], status["reason"]) == ("Starting", "AttemptCreated")
+    kuberay_says(store, jobDeploymentStatus="Running", jobStatus="RUNNING")
+    await reconciler.reconcile("team", "math")
+    store.refused = {("get", "RayCluster"): quota}
+    with pytest.raises(ApiFailure):
+        await reconciler.reconcile("team", "math")
+    assert store.objects[KIND, "math"]["status"]["phase"] == "Running"
+    assert store.objects[KIND, "math"]["status"]["reason"] == "Running"
+
+
+async def test_a_shared_server_that_does_not_answer_is_told(store: Store) -> None:
+    store.objects[KIND, "math"]["spec"]["buffer"] = {"mode": "Shared"}
+    away = Options(shared_buffer_url="redis://127.0.0.1:1/0")
+    with pytest.raises(SharedBufferProblem):
+        await Reconciler(store, Runs(), away, AUTHORITY, Clock()).reconcile("team", "math")
+    status = store.objects[KIND, "math"]["status"]
+    assert (status["phase"], status["reason"]) == ("Pending", "SharedBufferUnavailable")
+    assert "cannot be administered" in status["message"]
