@@ -23,7 +23,8 @@ def add_job_commands(commands: object, add: Add) -> None:
     get = add(commands, "get", "jobs:get", "list the cluster's jobs, or show one with its conditions")
     get.add_argument("job", metavar="JOB", nargs="?", default="", help="name; all when left out")
     get.add_argument("-A", "--all-namespaces", action="store_true", help="jobs of every namespace")
-    logs = add(commands, "logs", "jobs:logs", "print the log of a job's head pod")
+    logs = add(commands, "logs", "jobs:logs", "print what a job's run says, also when it has ended")
+    logs.add_argument("--head", action="store_true", help="the log of the head pod, Ray's own, while there is one")
     logs.add_argument("-f", "--follow", action="store_true", help="go on with what is added")
     logs.add_argument("--lines", type=int, default=200, metavar="N", help="newest lines to begin with (200)")
     suspend = add(

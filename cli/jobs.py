@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import yaml
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from crescendo.cli.exits import Exit
 from crescendo.common.config import read_mapping
@@ -17,7 +18,7 @@ from crescendo.common.errors import ConfigError, CrescendoError, EnvironmentProb
 from crescendo.controller.operator.api import ApiFailure, KubernetesApi
 from crescendo.controller.operator.jobs import Jobs
 from crescendo.controller.operator.render import is_rljob, to_rljob, to_run_file
-from crescendo.controller.operator.resource import Job
+from crescendo.controller.operator.resource import Job, printable
 
 T = TypeVar("T")
 COLUMNS = ("PHASE", "STAGE", "ITER", "REWARD", "LENGTH", "GPUS", "READY", "RESTARTS", "REASON")
@@ -65,11 +66,11 @@ def get(options: argparse.Namespace) -> int:
 
 
 def logs(options: argparse.Namespace) -> int:
-    """Prints the head's log."""
+    """Prints what the run says, or its head."""
 
     async def stream(jobs: Jobs) -> None:
-        async for line in jobs.logs(options.job, follow=options.follow, lines=options.lines):
-            print(line.rstrip("\n"), flush=True)
+        async for line in jobs.logs(options.job, head=options.head, follow=options.follow, lines=options.lines):
+            print(printable(Text.from_ansi(line.rstrip("\n")).plain), flush=True)
 
     _with_jobs(options, stream)
     return Exit.DONE

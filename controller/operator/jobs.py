@@ -14,10 +14,12 @@ from crescendo.controller.operator.api import ApiFailure, KubernetesApi
 from crescendo.controller.operator.obstacles import obstacle
 from crescendo.controller.operator.promotion import later_stages
 from crescendo.controller.operator.requests import ANNOTATION, Request
-from crescendo.controller.operator.resource import JOB_LABEL, KIND, Job, Manifest
+from crescendo.controller.operator.resource import COMPONENT_LABEL, JOB_LABEL, KIND, Job, Manifest
 
 ANSWER_S: Final = 60.0
-HEAD: Final = "ray-head"
+# Component and container of the pod that prints what the run says, which stays when it has ended, and of Ray's head.
+RUN: Final = ("submitter", "ray-job-submitter")
+HEAD: Final = ("head", "ray-head")
 NO_LOG: Final = frozenset({400, 404, 500})  # it has not started, has gone, or its node does not answer
 
 
@@ -136,20 +138,19 @@ class Jobs:
         await self.get(name)
         await self._api.delete(KIND, name, self._namespace)
 
-    async def logs(self, name: str, *, follow: bool, lines: int) -> AsyncIterator[str]:
-        """Lines of the head pod of the present attempt."""
+    async def logs(self, name: str, *, head: bool, follow: bool, lines: int) -> AsyncIterator[str]:
+        """Lines of what the newest attempt's run says, or of its head pod."""
         job = await self.get(name)
-        cluster = (job.status.get("cluster") or {}).get("rayCluster", "")
-        labels = {"ray.io/cluster": cluster, "ray.io/node-type": "head"}
-        pods = await self._api.find("Pod", self._namespace, labels) if cluster else []
+        component, container = HEAD if head else RUN
+        pods = await self._api.find("Pod", self._namespace, {JOB_LABEL: name, COMPONENT_LABEL: component})
         if not pods:
             raise CrescendoError(
-                f"RLJob {name} has no pods now (phase {job.status.get('phase', 'unknown')}).",
+                f"RLJob {name} has no {component} pod now (phase {job.status.get('phase', 'unknown')}).",
                 fix=f"See why: crescendo get {name}",
             )
-        pod = pods[0]["metadata"]["name"]
+        pod = max(pods, key=lambda one: str(one["metadata"]["creationTimestamp"]))["metadata"]["name"]
         try:
-            async for line in self._api.log(pod, self._namespace, container=HEAD, follow=follow, lines=lines):
+            async for line in self._api.log(pod, self._namespace, container=container, follow=follow, lines=lines):
                 yield line
         except ApiFailure as failure:
             if failure.code not in NO_LOG:

@@ -1,6 +1,8 @@
 """RLJobs of the cluster tests, and what KubeRay would say of their RayJobs."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,13 @@ def volumes(plane: ControlPlane, namespace: str, names: tuple[str, ...] = ("math
         for claim in claims
     ]
     plane.apply({"apiVersion": "v1", "kind": "List", "items": items})
+
+
+def crescendo(plane: ControlPlane, *arguments: str, kubeconfig: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs the command, as who the kubeconfig says: the administrator unless given."""
+    config = str(kubeconfig or plane.admin)
+    command = [sys.executable, "-m", "crescendo.cli.main", *arguments, "--kubeconfig", config]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=ROOT)
 
 
 class JobView:

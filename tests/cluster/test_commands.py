@@ -1,24 +1,15 @@
 """`crescendo submit|get|logs|suspend|resume|promote|delete` against a real API server."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.cluster.jobs import JobView, quickstart
+from tests.cluster.jobs import ROOT, JobView, crescendo, quickstart
 from tests.cluster.kube.control_plane import ControlPlane
 
 pytestmark = pytest.mark.timeout(600)
-ROOT = Path(__file__).parents[2]
 RECIPE = str(ROOT / "recipes/quickstart/recipe.yaml")
-
-
-def crescendo(plane: ControlPlane, *arguments: str, kubeconfig: Path | None = None) -> subprocess.CompletedProcess[str]:
-    config = str(kubeconfig or plane.admin)
-    command = [sys.executable, "-m", "crescendo.cli.main", *arguments, "--kubeconfig", config]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=ROOT)
 
 
 def test_a_job_from_submission_to_deletion(control_plane: ControlPlane, namespace: str) -> None:
@@ -48,7 +39,7 @@ def test_a_job_from_submission_to_deletion(control_plane: ControlPlane, namespac
 
     no_pods = crescendo(control_plane, "logs", "math", *here)
     assert no_pods.returncode == 1
-    assert "has no pods now" in no_pods.stderr
+    assert "has no submitter pod now" in no_pods.stderr
 
     unasked = crescendo(control_plane, "delete", "math", *here)
     assert unasked.returncode == 2

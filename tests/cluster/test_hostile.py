@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 
 from tests.cluster.controller_stub import StubController
-from tests.cluster.jobs import JobView, quickstart, volumes
+from tests.cluster.jobs import JobView, crescendo, quickstart, volumes
 from tests.cluster.kube.control_plane import ControlPlane
 from tests.cluster.operator_process import Operator
-from tests.cluster.test_commands import crescendo
 
 pytestmark = pytest.mark.timeout(600)
 Eventually = Callable[..., None]
@@ -66,6 +65,6 @@ def test_logs_of_pods_that_have_none_yet_say_so(
     eventually(
         "it has a head", lambda: "pod/" in control_plane.kubectl("get", "pod", "-n", job.namespace, "-o", "name"), 60
     )
-    ran: subprocess.CompletedProcess[str] = crescendo(control_plane, "logs", "math", "-n", job.namespace)
+    ran: subprocess.CompletedProcess[str] = crescendo(control_plane, "logs", "math", "--head", "-n", job.namespace)
     assert ran.returncode == 1, ran.stderr
     assert "has no log now" in ran.stderr, ran.stderr

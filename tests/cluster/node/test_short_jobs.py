@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from tests.cluster.jobs import JobView
+from tests.cluster.jobs import JobView, crescendo
 from tests.cluster.kube.node import Node
 from tests.cluster.node.diagnosis import diagnosis
 from tests.cluster.node.installed import Stopwatch
@@ -53,6 +53,8 @@ def test_a_short_job_succeeds(
     check_volume(volume_folder / f"{name}-run" / name)
     with watch.step(f"{name} Succeeded to devices free"):
         eventually("its pods have ended", lambda: running_pods(node, team) == [], 60)
+    said = crescendo(node, "logs", name, "-n", team)
+    assert (said.returncode, "final accuracy" in said.stdout, "\x1b" in said.stdout) == (0, True, False), said.stderr
 
 
 def running_pods(node: Node, namespace: str) -> list[str]:
