@@ -1,7 +1,9 @@
 """The cluster's console before a cluster in memory: who gets in, what is shown, what is said when it cannot be."""
 
+import os
 import re
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -144,6 +146,25 @@ def test_sessions_expire_and_forms_belong_to_one(monkeypatch: pytest.MonkeyPatch
     assert not sessions.proves(cookies, "")
     monkeypatch.setattr("crescendo.console.cluster.sessions.LIFETIME_S", -1)
     assert sessions.open(cookies) is None
+
+
+def test_replicas_agree_on_sessions_whenever_they_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CRESCENDO_IDENTITY", str(tmp_path))
+
+    def issue(number: int) -> None:
+        for name in ("tls.key", "tls.crt", "ca.crt"):
+            (tmp_path / name).write_text(f"{name} {number}")
+            os.utime(tmp_path / name, (number, number))
+
+    issue(1)
+    early = Sessions.from_environment()
+    old = {COOKIE: early.seal(Person("ann", "t"))}
+    issue(2)
+    late = Sessions.from_environment()
+    cookies = {COOKIE: late.seal(Person("ann", "t"))}
+    assert early.open(cookies) == late.open(cookies) == Person("ann", "t")
+    assert early.proves(cookies, late.form_proof(cookies))
+    assert early.open(old) is late.open(old) is None
 
 
 # Headers ----------------------------------------------------------------------------------------------------
