@@ -17,6 +17,7 @@ from crescendo.controller.operator.quantity import quantity_bytes
 from crescendo.controller.operator.resource import API_VERSION, KIND, Manifest
 
 _CLUSTER_DECIDES: Final = ("buffer", "checkpointStore", "placement", "console")
+GPUS_A_NODE: Final = 8
 _MODES: Final = {"colocated": "Colocated", "disaggregated": "Disaggregated"}
 
 
@@ -34,7 +35,8 @@ def to_rljob(run: Manifest, *, image: str, name: str = "", namespace: str = "") 
     placement: Manifest = {"mode": _MODES[config.placement.name], "nodes": 1}
     apart = layout_of(config).rollout_devices
     if config.placement.device == "gpu":
-        placement["devicesPerNode"] = math.gcd(config.placement.num_devices, apart)
+        placement["devicesPerNode"] = _per_node(math.gcd(config.placement.num_devices, apart))
+        placement["nodes"] = config.placement.num_devices // placement["devicesPerNode"]
         if config.placement.device_memory_gib:
             placement["deviceMemory"] = f"{config.placement.device_memory_gib:g}Gi"
     if apart:
@@ -47,7 +49,14 @@ def to_rljob(run: Manifest, *, image: str, name: str = "", namespace: str = "") 
     spec: Manifest = {"image": image, "placement": placement, "run": spec_run}
     if "://" in config.checkpoint_store.url:  # a folder means nothing in pods
         spec["storage"] = {"checkpoints": {"uri": config.checkpoint_store.url}}
+    elif placement["nodes"] + placement.get("rolloutNodes", 0) > 1:
+        spec["storage"] = {"accessMode": "ReadWriteMany"}
     return {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": spec}
+
+
+def _per_node(devices: int) -> int:
+    """Of so many GPUs, those of one pod: a run file does not say how many a node has, and most have 8."""
+    return max(count for count in range(1, GPUS_A_NODE + 1) if devices % count == 0)
 
 
 def is_rljob(body: Manifest) -> bool:

@@ -60,6 +60,10 @@ def two_nodes(job: dict[str, Any]) -> None:
     job["spec"]["placement"] = {"nodes": 2}
 
 
+def half_a_pair(job: dict[str, Any]) -> None:
+    job["spec"]["storage"] = {"claimName": "ours", "retention": "Delete"}
+
+
 def disk_without_a_shared_folder(job: dict[str, Any]) -> None:
     job["spec"]["storage"] = {"checkpoints": {"uri": "s3://runs"}}
     job["spec"]["run"]["trainer"] = {"weightChannel": "disk"}
@@ -121,6 +125,7 @@ def unknown_gate(job: dict[str, Any]) -> None:
         (no_rollout_nodes, "rolloutNodes is set exactly when mode is Disaggregated"),
         (sidecar, "Sidecar is reserved"),
         (two_nodes, "several nodes need accessMode ReadWriteMany"),
+        (half_a_pair, "they are a pair"),
         (two_nodes, "name it in spec.storage.checkpoints.uri"),
         (disk_without_a_shared_folder, "weightChannel disk needs a folder that all pods share"),
         (checkpoints_nowhere, "spec.storage.checkpoints.uri"),

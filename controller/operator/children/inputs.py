@@ -7,6 +7,7 @@
 A Secret is the environment of its own step alone: neither the run nor what it starts sees it.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -40,8 +41,8 @@ class Input:
 
     @property
     def target(self) -> str:
-        """Where it is fetched to."""
-        return f"{CACHE}/{self.name}"
+        """Where it is fetched to: by its URI, because jobs that share a claim may differ in it."""
+        return f"{CACHE}/{self.name}-{hashlib.sha256(self.source.uri.encode()).hexdigest()[:12]}"
 
     @property
     def value(self) -> str:

@@ -122,7 +122,8 @@ def _submitter(job: Job) -> Manifest:
     secret = identity_name(job, "controller")
     template = run_pod(job, "head", image=job.spec["image"], devices=0, identity_secret=secret, anywhere=True)
     template["spec"].pop("initContainers", None)  # which a patch of the head's fetch steps leaves here
-    container = template["spec"]["containers"][0]
+    container, *_ = template["spec"]["containers"]
+    template["spec"]["containers"] = [container]  # one that a patch put beside the head would never end
     container["name"] = "ray-job-submitter"
     container["resources"] = {
         "requests": {"cpu": "100m", "memory": "256Mi"},

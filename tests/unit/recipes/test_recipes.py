@@ -72,8 +72,8 @@ def test_the_rljob_runs_the_recipe(name: str) -> None:
     rendered = to_rljob(read_mapping(RECIPES / name / "recipe.yaml"), image="any")
     found = yaml.safe_load((RECIPES / name / "rljob.yaml").read_text())
     assert found["spec"]["run"] == rendered["spec"]["run"]
-    placement = found["spec"]["placement"]
-    assert placement["nodes"] * placement["devicesPerNode"] == rendered["spec"]["placement"]["devicesPerNode"]
+    assert found["spec"]["placement"] == rendered["spec"]["placement"]
+    assert found["spec"]["storage"]["accessMode"] == rendered["spec"]["storage"]["accessMode"]
 
 
 def test_the_rljob_is_accepted_and_becomes_pods(name: str) -> None:

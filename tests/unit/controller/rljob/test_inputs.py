@@ -1,5 +1,6 @@
 """Models and data sets by URI: the steps that fetch them, what the run reads, what is refused, what is reported."""
 
+import re
 from typing import Any
 
 import pytest
@@ -48,11 +49,20 @@ def test_each_input_is_fetched_by_a_step_of_its_own_with_its_own_secret() -> Non
     assert [one["mountPath"] for one in train["volumeMounts"] if one.get("readOnly")] == ["/mnt/claims/team-data"]
     options = parser().parse_args([*train["command"][1:], *train["args"]])
     assert (options.uri, options.kind) == ("file:///mnt/claims/team-data/math/train.jsonl", "dataset")
-    assert (options.target, options.field) == ("/var/lib/crescendo/cache/train", "spec.datasets.train")
+    assert re.fullmatch("/var/lib/crescendo/cache/train-[0-9a-f]{12}", options.target)
+    assert options.field == "spec.datasets.train"
     written = run_file(job(**sources), Options())
-    assert written["model"]["source"] == "/var/lib/crescendo/cache/model/files"
-    assert written["data"]["train"]["path"] == "/var/lib/crescendo/cache/train/files/**"
+    assert written["model"]["source"] == f"{model['command'][3]}/files"
+    assert written["data"]["train"]["path"] == f"{options.target}/files/**"
     assert input_problems(job(**sources)) == []
+
+
+def test_jobs_that_share_a_claim_do_not_replace_each_others_inputs() -> None:
+    uris = ("s3://bucket/qwen", "s3://bucket/llama", "s3://bucket/qwen")
+    folders = [
+        head(model={"uri": uri}, storage={"claimName": "ours"})["initContainers"][0]["command"][3] for uri in uris
+    ]
+    assert folders[0] == folders[2] != folders[1]
 
 
 def test_only_the_head_fetches() -> None:

@@ -248,6 +248,28 @@ def test_a_run_apart_becomes_an_rljob_and_comes_back() -> None:
         "devicesPerNode": 4,
     }
     assert to_run_file(rendered)["placement"] == run["placement"]
+    assert spec_problems(Job("math", "team", "uid-1", 1, START, False, rendered["spec"], {}), Options()) == ()
+
+
+@pytest.mark.parametrize(
+    ("devices", "nodes", "per_node"), [(1, 1, 1), (6, 1, 6), (8, 1, 8), (12, 2, 6), (32, 4, 8), (11, 11, 1)]
+)
+def test_a_run_on_many_gpus_is_put_on_nodes_that_there_are(devices: int, nodes: int, per_node: int) -> None:
+    run = {**job().spec["run"], "run": {"name": "math"}, "placement": {"device": "gpu", "num_devices": devices}}
+    rendered = to_rljob(run, image="any")
+    assert rendered["spec"]["placement"] == {"mode": "Colocated", "nodes": nodes, "devicesPerNode": per_node}
+    assert ("storage" in rendered["spec"]) == (nodes > 1)
+    assert to_run_file(rendered)["placement"]["num_devices"] == devices
+
+
+def test_a_patch_of_the_head_leaves_the_submitter_alone() -> None:
+    mount = {"name": "run", "mountPath": "/logs"}
+    beside = {"name": "log-shipper", "image": "shipper:1", "volumeMounts": [mount]}
+    patch = {"component": "head", "template": {"spec": {"containers": [beside]}}}
+    spec = ray_job(job(podPatches=[patch]), 1, Options())["spec"]
+    head = spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    assert [one["name"] for one in head["containers"]] == ["ray-head", "log-shipper"]
+    assert [one["name"] for one in spec["submitterPodTemplate"]["spec"]["containers"]] == ["ray-job-submitter"]
 
 
 def test_kueue_keeps_the_suspension_of_a_queued_job() -> None:
