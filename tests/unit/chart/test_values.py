@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import helm_python
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -104,6 +105,17 @@ def test_programs_run_no_weaker_than_the_floor() -> None:
 def test_a_wrong_value_is_refused_by_name(values: dict[str, Any], message: str) -> None:
     with pytest.raises(helm_python.HelmError, match=message):
         render(values)
+
+
+def test_a_name_that_looks_like_a_number_stays_a_name() -> None:
+    named = {part: {"priorityClassName": "1"} for part in ("operator", "console", "reward", "executor")}
+    values = merged(named, {"global": {"imagePullSecrets": ["1"]}, "reward": {"secretName": "1"}})
+    values = merged(values, {"executor": {"runtimeClassName": "1"}})
+    values = merged(values, {"valkey": {"enabled": True, "existingSecret": "1", "storage": {"className": "1"}}})
+    objects = [one for one in render(values) if one["kind"] in ("Deployment", "StatefulSet", "Pod")]
+    for manifest in objects:
+        kubernetes_validate.validate(manifest, "1.31", strict=True)
+    assert len(objects) == 9
 
 
 def test_quantities_may_be_numbers_and_any_resource() -> None:
