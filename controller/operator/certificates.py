@@ -67,6 +67,11 @@ def due(certificate: bytes, authority: bytes, now: datetime) -> bool:
     return now >= leaf.not_valid_before_utc + lifetime * 2 / 3
 
 
+def leaf_end(certificate: bytes) -> datetime:
+    """When a certificate ends; raises ValueError when it is none."""
+    return x509.load_pem_x509_certificate(certificate).not_valid_after_utc
+
+
 def _builder(
     subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime, lifetime: timedelta
 ) -> x509.CertificateBuilder:

@@ -24,10 +24,11 @@ from crescendo.controller.operator.resource import (
     JOB_LABEL,
     Attempt,
     BufferServer,
+    Job,
     Observed,
 )
 from crescendo.controller.operator.size import wanted_size
-from crescendo.controller.operator.status import Draft
+from crescendo.controller.operator.status import PODLESS, Draft
 from crescendo.controller.operator.writes import RESYNC_S, SOON_S, Call, Note, Plan
 
 DEFAULT_PRE_RUNNING_S: Final = 1800
@@ -46,8 +47,8 @@ def plan(observed: Observed) -> Plan:
     decided = _decide(observed, draft)
     decided = _asked(observed, draft, decided)
     status = draft.finish()
-    alive = observed.newest is not None and not decided.create
-    return replace(decided, renew=alive or decided.renew, status=status if status != dict(job.status) else None)
+    alive = observed.newest is not None and not decided.create and status.get("phase") not in PODLESS
+    return replace(decided, renew=alive, status=status if status != dict(job.status) else None)
 
 
 def _decide(observed: Observed, draft: Draft) -> Plan:
@@ -55,7 +56,7 @@ def _decide(observed: Observed, draft: Draft) -> Plan:
     if wrong and not observed.job.is_true("Running"):  # what runs is left alone: an edit or a new check is no failure
         return _fail(observed, draft, Failure("ValidationFailed", wrong, retryable=False))
     if observed.leaving:
-        draft.phase("Pending", "StorageLeaving", f"{observed.leaving} goes with an earlier job of this name")
+        draft.phase("Pending", "EarlierJobLeaving", f"{observed.leaving} goes with an earlier job of this name")
         return Plan(again_s=SOON_S)
     if observed.storage_mismatch:
         return _fail(observed, draft, Failure("StorageMismatch", observed.storage_mismatch, retryable=False))
@@ -107,7 +108,7 @@ def _suspend(observed: Observed, draft: Draft) -> Plan:
     asked = job.time("suspendTime")
     begun = asked or observed.now
     draft.set(suspendTime=begun)
-    draft.phase("Suspending", "Committing", "waiting for a commit")
+    draft.phase("Suspending", "Committing", observed.unasked or "waiting for a commit")
     ended = attempt.succeeded or attempt.failed or attempt.queued or not job.is_true("Running")
     ended = ended or (observed.report is not None and observed.report.stopped)
     limit = timedelta(seconds=int(job.spec.get("suspendDeadlineSeconds", DEFAULT_SUSPEND_S)))
@@ -151,7 +152,7 @@ def _create(observed: Observed, draft: Draft, number: int, stale: tuple[str, ...
         return Plan(delete=stale, again_s=_until(due or observed.now, observed.now))
     if observed.uncertified:  # pods would hold devices and mount nothing, or what an earlier job of this name had
         draft.phase("Restarting" if number > 1 else "Pending", "CertificateMissing", observed.uncertified)
-        return Plan(renew=True, again_s=SOON_S)
+        return Plan(certify=True, again_s=SOON_S)
     if observed.buffer is not None and not observed.buffer.ready:
         return _await_buffer(observed, draft, observed.buffer)
     draft.set(attempt=number, attemptTime=observed.now, nextAttemptTime=None, bufferTime=None, restarts=number - 1)
@@ -197,22 +198,34 @@ def _watch(observed: Observed, draft: Draft, attempt: Attempt, stale: tuple[str,
     if late is not None:
         return late
     if attempt.job_status != "RUNNING" or observed.report is None:
-        step = observed.fetch
-        events: tuple[Note, ...] = ()
-        if not job.is_true("Running") and step is not None:
-            draft.phase("Starting", "Fetching", f"{step.name}: {step.message or 'under way'}")
-        elif not job.is_true("Running") and observed.obstacle:
-            if job.status.get("reason") != "PodsBlocked":
-                events = (Note("Warning", "PodsBlocked", observed.obstacle),)
-            draft.phase("Starting", "PodsBlocked", observed.obstacle)
-        elif not job.is_true("Running"):
-            draft.phase("Starting", attempt.step, attempt.message)
-        # An event of KubeRay's tells of the next step; a fetch and a controller that begins to answer make none.
-        asked = attempt.job_status == "RUNNING" or step is not None
-        begun = draft.time("attemptTime")
-        due = begun + _pre_running(observed) if begun is not None and not job.is_true("Running") else None
-        return Plan(delete=stale, events=events, again_s=SOON_S if asked else _until(due, observed.now))
+        return replace(_unheard(observed, draft, attempt), delete=stale)
     return replace(_progress(observed, draft), delete=stale)
+
+
+def _unheard(observed: Observed, draft: Draft, attempt: Attempt) -> Plan:
+    """Its controller has said nothing: because it is not up yet, or because the operator cannot ask it."""
+    job, step = observed.job, observed.fetch
+    starts = not job.is_true("Running")
+    events: tuple[Note, ...] = ()
+    if observed.unasked:
+        events = _warn(job, draft, "Starting" if starts else "Running", "OperatorUncertified", observed.unasked)
+    elif starts and step is not None:
+        draft.phase("Starting", "Fetching", f"{step.name}: {step.message or 'under way'}")
+    elif starts and observed.obstacle:
+        events = _warn(job, draft, "Starting", "PodsBlocked", observed.obstacle)
+    elif starts:
+        draft.phase("Starting", attempt.step, attempt.message)
+    # An event of KubeRay's tells of the next step; a fetch and a controller that begins to answer make none.
+    asked = (attempt.job_status == "RUNNING" and not observed.unasked) or step is not None
+    begun = draft.time("attemptTime")
+    due = begun + _pre_running(observed) if begun is not None and starts else None
+    return Plan(events=events, again_s=SOON_S if asked else _until(due, observed.now))
+
+
+def _warn(job: Job, draft: Draft, phase: str, reason: str, message: str) -> tuple[Note, ...]:
+    """Tells what is in the way: in the status while it is, by an event when it begins to be."""
+    draft.phase(phase, reason, message)
+    return () if job.status.get("reason") == reason else (Note("Warning", reason, message),)
 
 
 def _queued(observed: Observed, draft: Draft, attempt: Attempt, stale: tuple[str, ...]) -> Plan:
@@ -242,7 +255,7 @@ def _progress(observed: Observed, draft: Draft) -> Plan:
         if job.time("startTime") is None:
             draft.set(startTime=observed.now)
     draft.condition("Running", True, "Running")
-    draft.phase("Running", "Running")
+    draft.running()
     draft.progress(report)
     calls, notes = promotion.ask(job, report, draft)
     events += notes
@@ -275,7 +288,7 @@ def _late(observed: Observed, draft: Draft) -> Plan | None:
         ready, wanted = observed.pods
         text = f"not running {int(limit.total_seconds())} s (spec.preRunningDeadlineSeconds) after it was created: "
         text += f"{ready} of {wanted} pods ready; "
-        text += observed.obstacle or f"why: `kubectl describe pod -l {JOB_LABEL}={job.name}`"
+        text += observed.obstacle or observed.unasked or f"why: `kubectl describe pod -l {JOB_LABEL}={job.name}`"
         return _retry(observed, draft, Failure("PreRunningDeadlineExceeded", text, retryable=True))
     return None
 

@@ -4,9 +4,10 @@ The controller runs in the tenant's pod, next to model output: its answers are d
 digits and a few marks; numbers are finite; counts are not negative; nothing is longer than the CRD allows.
 """
 
+import contextlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final, Protocol
 
 from crescendo.common.control import ControllerClient
@@ -24,7 +25,7 @@ MAX_ANSWER_BYTES: Final = 1 << 20
 
 
 class Runs(Protocol):
-    """The operator's side of ControllerService."""
+    """The operator's side of ControllerService. Of them all only `report` raises: when the operator cannot ask."""
 
     async def report(self, address: str) -> Report | None: ...
     async def call(self, address: str, call: Call) -> bool: ...
@@ -35,58 +36,56 @@ class ControllerRuns:
     """Runs over gRPC with mTLS."""
 
     async def report(self, address: str) -> Report | None:
-        """The run's status; None when it does not answer."""
-        client = _client(address)
-        try:
-            return sanitized(await client.status())
-        except CrescendoError:
-            return None
-        finally:
-            await client.close()
+        """The run's status; None when it does not answer. Raises EnvironmentProblem: no certificate to ask with."""
+        async with _client(address) as client:
+            try:
+                return sanitized(await client.status())
+            except CrescendoError:
+                return None
 
     async def call(self, address: str, call: Call) -> bool:
         """Carries a verb out; False when the controller did not take it."""
-        client = _client(address)
         try:
-            if call.verb == "stop":
-                await client.stop(commit=True)
-            elif call.verb == "promote":
-                await client.promote(call.stage)
-            else:
-                raise ValueError(f"{call.verb} is not a verb of the plan")
+            async with _client(address) as client:
+                if call.verb == "stop":
+                    await client.stop(commit=True)
+                elif call.verb == "promote":
+                    await client.promote(call.stage)
+                else:
+                    raise ValueError(f"{call.verb} is not a verb of the plan")
         except CrescendoError:
             return False
-        else:
-            return True
-        finally:
-            await client.close()
+        return True
 
     async def ask(self, address: str, request: Request) -> str | None:
         """Carries out what people want; returns why the controller refused, empty when it did not, None: no answer."""
-        client = _client(address)
         try:
-            if request.verb == "pause":
-                await client.pause()
-            elif request.verb == "unpause":
-                await client.resume()
-            elif request.verb == "drain":
-                await client.drain(request.word)
-            elif request.verb == "checkpoint":
-                await client.commit(wait_s=0.0)
-            else:
-                await client.quarantine(request.engine)
+            async with _client(address) as client:
+                if request.verb == "pause":
+                    await client.pause()
+                elif request.verb == "unpause":
+                    await client.resume()
+                elif request.verb == "drain":
+                    await client.drain(request.word)
+                elif request.verb == "checkpoint":
+                    await client.commit(wait_s=0.0)
+                else:
+                    await client.quarantine(request.engine)
         except RequestError as error:
             return text(error.message, SHOWN_FAILURE)
         except CrescendoError:
             return None
-        else:
-            return ""
-        finally:
-            await client.close()
+        return ""
 
 
-def _client(address: str) -> ControllerClient:
-    return ControllerClient(address, "", max_answer_bytes=MAX_ANSWER_BYTES)
+@contextlib.asynccontextmanager
+async def _client(address: str) -> AsyncIterator[ControllerClient]:
+    """A client until its end; raises EnvironmentProblem when this process's certificate cannot be read."""
+    client = ControllerClient(address, "", max_answer_bytes=MAX_ANSWER_BYTES)
+    try:
+        yield client
+    finally:
+        await client.close()
 
 
 def sanitized(status: controller_pb2.RunStatus) -> Report:

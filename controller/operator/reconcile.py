@@ -10,11 +10,12 @@ import base64
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from crescendo.common.errors import EnvironmentProblem
 from crescendo.controller.operator.api import Api, ApiFailure
 from crescendo.controller.operator.certificates import KeyPair
 from crescendo.controller.operator.children import (
@@ -24,23 +25,17 @@ from crescendo.controller.operator.children import (
     ray_job,
     spec_problems,
 )
-from crescendo.controller.operator.children.identity import (
-    ROLES,
-    buffer_secret,
-    certificate_request,
-    identity_name,
-    identity_secret,
-    needs_renewal,
-)
+from crescendo.controller.operator.children.identity import buffer_secret
 from crescendo.controller.operator.children.inputs import fetch_steps
 from crescendo.controller.operator.children.pods import claim_name
 from crescendo.controller.operator.children.storage import buffer_name
 from crescendo.controller.operator.events import event_of
-from crescendo.controller.operator.issuer import unissued
+from crescendo.controller.operator.identities import Identities
 from crescendo.controller.operator.obstacles import first_obstacle
 from crescendo.controller.operator.options import Options
 from crescendo.controller.operator.plan import plan, told
 from crescendo.controller.operator.progress import Runs
+from crescendo.controller.operator.renewal import with_renewal
 from crescendo.controller.operator.requests import acknowledged
 from crescendo.controller.operator.resource import (
     ADOPT_ANNOTATION,
@@ -66,8 +61,6 @@ log = logging.getLogger(__name__)
 CONFLICT: Final = 409
 REFUSALS: Final = frozenset({400, 403, 404, 422, 500})  # 500: of a server-side apply, a manifest of no valid form
 KEPT_CHECKS: Final = 5000
-# A certificate is renewed days before its end; one that somebody deleted comes back this soon.
-CERTIFICATES_EVERY: Final = timedelta(minutes=10)
 # Pods that are not up by then are asked why.
 PATIENCE: Final = timedelta(seconds=60)
 STEERING: Final = (
@@ -90,17 +83,16 @@ class Reconciler:
         self._api = api
         self._runs = runs
         self._options = options
-        self._authority = authority
         self._clock = clock
         self._shared = SharedBuffer(options)
+        self._identities = Identities(api, authority, options, clock)
         self._checked: dict[bytes, tuple[str, ...]] = {}
-        self._certified: dict[tuple[str, str], tuple[str, datetime]] = {}
 
     async def reconcile(self, namespace: str, name: str) -> float:
         """One round; returns seconds until the next one is due. Raises ApiFailure."""
         body = await self._api.get(KIND, name, namespace)
         if body is None:
-            self._certified.pop((namespace, name), None)
+            self._identities.forget(namespace, name)
             return 0.0
         job = Job.from_body(body)
         if job.deleting or not job.is_ours:
@@ -127,8 +119,8 @@ class Reconciler:
     async def _observe(self, job: Job) -> Observed:
         own = {JOB_LABEL: job.name}
         # A name may be used again: children of an earlier job of that name are not ours.
-        bodies = [body for body in await self._api.find("RayJob", job.namespace, own) if job.owns(body)]
-        attempts = tuple(map(Attempt.from_body, bodies))
+        bodies = await self._api.find("RayJob", job.namespace, own)
+        attempts = tuple(Attempt.from_body(body) for body in bodies if job.owns(body))
         observed = Observed(
             job=job,
             attempts=attempts,
@@ -147,8 +139,10 @@ class Reconciler:
             return observed
         if newest is None or newest.number < job.attempt:
             storage, buffer, leaving = await self._storage_ids(job)
+            if job.attempt == 0:
+                leaving = leaving or await self._leaving(job, bodies)
             observed = replace(observed, storage_id=storage, buffer_storage_id=buffer, leaving=leaving)
-            observed = replace(observed, uncertified=await self._uncertified(job))
+            observed = replace(observed, uncertified=await self._identities.uncertified(job))
         if newest is None:
             return observed
         if newest.queued:
@@ -156,8 +150,9 @@ class Reconciler:
         observed = replace(observed, fetch=await self._fetch(newest, job))
         cluster = await self._cluster(newest, job)
         observed = replace(observed, obstacle=await self._obstacle(newest, job, cluster))
+        report, unasked = await self._report(newest, job)
         pods, replicas = (cluster.ready, cluster.wanted), cluster.replicas
-        return replace(observed, pods=pods, replicas=replicas, report=await self._report(newest, job))
+        return replace(observed, pods=pods, replicas=replicas, report=report, unasked=unasked)
 
     def _problems(self, job: Job) -> tuple[str, ...]:
         """Checked once for what a run is made of, since it takes half a second; not again for what steers it."""
@@ -182,12 +177,19 @@ class Reconciler:
             found.append(carried)
         return found[0], found[1], leaving
 
-    async def _uncertified(self, job: Job) -> str:
-        issuer = self._options.certificate_issuer
-        asked = [certificate_request(job, role, issuer, self._options) for role in ROLES] if issuer else []
-        for one in asked:
-            if why := await unissued(self._api, one):
-                return why
+    async def _leaving(self, job: Job, ray_jobs: Sequence[Manifest]) -> str:
+        """What an earlier job of this name leaves that must not become this one's.
+
+        Its RayJob would be this one's attempt under the same name, its buffer's server would go on with a password that
+        goes with its Secret. What else it leaves is written over.
+        """
+        for body in ray_jobs:
+            if job.succeeds(body):
+                return f"RayJob {body['metadata']['name']}"
+        for kind in ("StatefulSet", "Secret"):
+            found = await self._api.get(kind, buffer_name(job), job.namespace)
+            if found is not None and job.succeeds(found):
+                return f"{kind} {buffer_name(job)}"
         return ""
 
     async def _buffer(self, job: Job) -> BufferServer | None:
@@ -226,10 +228,15 @@ class Reconciler:
             found = []
         return Hold.from_workload(found[0] if found else None, job)
 
-    async def _report(self, attempt: Attempt, job: Job) -> Report | None:
+    async def _report(self, attempt: Attempt, job: Job) -> tuple[Report | None, str]:
+        """What the run says, and why it cannot even be asked."""
         if attempt.job_status != "RUNNING":
-            return None
-        return await self._runs.report(controller_address(job))
+            return None, ""
+        try:
+            return await self._runs.report(controller_address(job)), ""
+        except EnvironmentProblem as problem:
+            why = f"the operator has no certificate to ask the run with: {problem.message.rstrip('.')}"
+            return None, f"{why}; the operator's log says why it is not issued"
 
     # Write ------------------------------------------------------------------------------------------------
 
@@ -239,8 +246,10 @@ class Reconciler:
             await self._api.apply(ray_job(job, decided.create, self._options))
         elif decided.buffer:
             await self._write_fixtures(job)
-        elif decided.renew and self._certificates_due(job):
-            await self._renew(job)
+        elif decided.certify and self._identities.due(job):
+            await self._identities.write(job)
+        elif decided.renew and self._identities.due(job):
+            decided = with_renewal(job, decided, await self._identities.renew(job), self._clock())
         decided = await self._call(job, decided)
         # Before the status: a decision is taken once, and an operator that dies in between is to tell it all the same.
         for note in decided.events:
@@ -290,7 +299,7 @@ class Reconciler:
         return replace(decided, status=status if status != job.status else None, events=events)
 
     async def _write_fixtures(self, job: Job) -> None:
-        await self._renew(job)
+        await self._identities.write(job)
         await self._api.create(buffer_secret(job))
         if is_shared(job):
             await self._admit(job)
@@ -302,32 +311,6 @@ class Reconciler:
         secret = await self._api.get("Secret", buffer_name(job), job.namespace) or {}
         password = base64.b64decode((secret.get("data") or {}).get("password", "")).decode()
         await self._shared.admit(job, password)
-
-    def _certificates_due(self, job: Job) -> bool:
-        uid, looked_at = self._certified.get((job.namespace, job.name), ("", None))
-        return uid != job.uid or looked_at is None or self._clock() - looked_at >= CERTIFICATES_EVERY
-
-    async def _renew(self, job: Job) -> None:
-        issuer = self._options.certificate_issuer
-        for role in ROLES:
-            if issuer:
-                await self._api.apply(certificate_request(job, role, issuer, self._options))
-                await self._own(job, identity_name(job, role))
-                continue
-            stored = await self._api.get("Secret", identity_name(job, role), job.namespace)
-            foreign = stored is not None and not job.owns(stored)  # it goes with an earlier job of this name
-            if foreign or needs_renewal(stored, self._authority, self._clock()):
-                await self._api.apply(identity_secret(job, role, self._authority, self._clock(), self._options))
-        self._certified[job.namespace, job.name] = (job.uid, self._clock())
-
-    async def _own(self, job: Job, name: str) -> None:
-        """Makes a Secret go with the job: cert-manager keeps those of deleted Certificates, but with an option."""
-        stored = await self._api.get("Secret", name, job.namespace)
-        owners = (stored or {}).get("metadata", {}).get("ownerReferences", ())
-        if stored is not None and not any(one["uid"] == job.uid or one["kind"] == "Certificate" for one in owners):
-            owner = {**job.owner(), "controller": False}  # with that option the Certificate is its controller
-            operations = [{"op": "add", "path": "/metadata/ownerReferences", "value": [owner]}]
-            await self._api.patch("Secret", name, job.namespace, operations)
 
     async def _scale(self, job: Job, sizes: tuple[tuple[str, int], ...]) -> None:
         """Gives worker groups as many pods as a stage needs."""

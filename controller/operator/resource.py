@@ -19,6 +19,7 @@ JOB_LABEL: Final = f"{GROUP}/job"
 ADOPT_ANNOTATION: Final = f"{GROUP}/adopt-storage"
 COMPONENT_LABEL: Final = f"{GROUP}/component"
 FETCH_STEP: Final = "fetch-"
+EXPIRING: Final = "CertificateExpiring"  # a condition, and the reason of a running job that it holds for
 # Kueue's: of a RayJob, and of the Workload that it makes for one.
 QUEUE_LABEL: Final = "kueue.x-k8s.io/queue-name"
 PRIORITY_LABEL: Final = "kueue.x-k8s.io/priority-class"
@@ -145,6 +146,11 @@ class Job:
     def owns(self, child: Manifest) -> bool:
         """Whether a child is this job's, and not an earlier one's of its name."""
         return any(owner["uid"] == self.uid for owner in child["metadata"].get("ownerReferences", ()))
+
+    def succeeds(self, child: Manifest) -> bool:
+        """Whether a child is an earlier job's of this name, and goes with it."""
+        owners = child["metadata"].get("ownerReferences", ())
+        return not self.owns(child) and any(owner["kind"] == KIND for owner in owners)
 
 
 @dataclass(frozen=True)
@@ -314,10 +320,10 @@ class Observed:
     """Everything that one reconciliation looks at.
 
     pods: (ready, wanted) of the newest attempt's cluster; storage_id, buffer_storage_id: what the run's and the
-    buffer's volume carry, empty where there is none yet; leaving: the name of one that goes with an earlier job;
+    buffer's volume carry, empty where there is none yet; leaving: the name of what goes with an earlier job;
     problems: of the spec, beyond what the CRD could refuse;
-    uncertified: why cert-manager has not issued its certificates; hold: why the newest attempt is queued, if it is;
-    obstacle: what keeps its pods, when they are late;
+    uncertified: why cert-manager has not issued its certificates; unasked: why the operator cannot even ask the
+    run; hold: why the newest attempt is queued, if it is; obstacle: what keeps its pods, when they are late;
     buffer: its own server, looked at only while no attempt uses it; replicas: pods that each worker group of the newest
     attempt's cluster is to have; verbs_reviewed: whether somebody reviews who asks for verbs.
     """
@@ -332,6 +338,7 @@ class Observed:
     leaving: str = ""
     problems: tuple[str, ...] = ()
     uncertified: str = ""
+    unasked: str = ""
     buffer: BufferServer | None = None
     fetch: FetchStep | None = None
     obstacle: str = ""

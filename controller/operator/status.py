@@ -9,11 +9,20 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from crescendo.controller.operator.resource import Job, Manifest, Observed, Report, format_time, parse_time, printable
+from crescendo.controller.operator.resource import (
+    EXPIRING,
+    Job,
+    Manifest,
+    Observed,
+    Report,
+    format_time,
+    parse_time,
+    printable,
+)
 
 PROGRESS_EVERY: Final = timedelta(seconds=30)
 CONDITIONS: Final = (
-    "Accepted", "Queued", "ClusterReady", "Running", "Checkpointed", "Suspended", "Complete", "Failed",
+    "Accepted", "Queued", "ClusterReady", "Running", EXPIRING, "Checkpointed", "Suspended", "Complete", "Failed",
 )  # fmt: skip
 PODLESS: Final = ("Suspended", "Restarting", "Succeeded", "Failed")
 SHOWN_METRICS: Final = 64
@@ -45,11 +54,24 @@ class Draft:
         """The summary for people."""
         self.set(phase=phase, reason=reason, message=printable(message)[:1024])
 
+    def running(self) -> None:
+        """The summary of a job that runs: what is wrong with it, if something is."""
+        expiring = self._found(EXPIRING)
+        if expiring is not None and expiring["status"] == "True":
+            self.phase("Running", EXPIRING, expiring["message"])
+        else:
+            self.phase("Running", "Running")
+
+    def holds(self, kind: str) -> bool:
+        """Whether a condition holds as the draft stands."""
+        found = self._found(kind)
+        return found is not None and found["status"] == "True"
+
     def condition(self, kind: str, holds: bool, reason: str, message: str = "") -> None:
         """Sets a condition; its time moves only when it turns."""
         status = "True" if holds else "False"
         conditions = self.value.setdefault("conditions", [])
-        found = next((one for one in conditions if one["type"] == kind), None)
+        found = self._found(kind)
         turned = found is None or found["status"] != status
         if found is None:
             found = {"type": kind}
@@ -63,7 +85,7 @@ class Draft:
     def running_seconds(self) -> int:
         """Running time so far, the present attempt included."""
         total = int(self.value.get("runningSeconds", 0))
-        running = next((one for one in self.value.get("conditions", ()) if one["type"] == "Running"), None)
+        running = self._found("Running")
         if running is not None and running["status"] == "True":
             # Another node's clock may be behind.
             total += max(0, round((self._now - parse_time(running["lastTransitionTime"])).total_seconds()))
@@ -104,11 +126,15 @@ class Draft:
 
     def finish(self) -> Manifest:
         """The status to store."""
-        queued = next((one for one in self.value.get("conditions", ()) if one["type"] == "Queued"), None)
-        if queued is not None and queued["status"] == "True" and self.value.get("phase") in PODLESS:
-            self.condition("Queued", False, self.value["phase"])
+        for kind in ("Queued", EXPIRING):
+            if self.holds(kind) and self.value.get("phase") in PODLESS:
+                self.condition(kind, False, self.value["phase"])
         self.set(observedGeneration=self._job.generation)
         return self.value
+
+    def _found(self, kind: str) -> Manifest | None:
+        found: Manifest | None = next((one for one in self.value.get("conditions", ()) if one["type"] == kind), None)
+        return found
 
 
 def _progress(report: Report) -> Manifest:

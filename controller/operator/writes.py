@@ -35,13 +35,14 @@ class Plan:
     """What to write, in this order; `status` None leaves the status alone.
 
     create: number of the attempt whose children are to exist; buffer: pods of the job's own buffer, None as it is;
-    renew: look after the certificates, of an attempt that exists or is to; ask: what people want of the run besides;
-    scale: pods of the worker groups that are to change; delete: names of RayJobs; delete_job: the RLJob itself, its
-    ttl being over.
+    certify: ask for the certificates of an attempt that waits for them; renew: look after those of one that exists;
+    ask: what people want of the run besides; scale: pods of the worker groups that are to change; delete: names of
+    RayJobs; delete_job: the RLJob itself, its ttl being over.
     """
 
     create: int = 0
     buffer: int | None = None
+    certify: bool = False
     renew: bool = False
     scale: tuple[tuple[str, int], ...] = ()
     calls: tuple[Call, ...] = ()

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Final
 
 from crescendo.common.rpc.identity import SERVER_NAME, Identity
-from crescendo.controller.operator.certificates import KeyPair, due, new_leaf
+from crescendo.controller.operator.certificates import KeyPair, due, leaf_end, new_leaf
 from crescendo.controller.operator.children.pods import metadata
 from crescendo.controller.operator.children.storage import BUFFER_PORT
 from crescendo.controller.operator.options import Options
@@ -34,12 +34,18 @@ def identity_secret(job: Job, role: str, authority: KeyPair, now: datetime, opti
 
 def needs_renewal(stored: Manifest | None, authority: KeyPair, now: datetime) -> bool:
     """Whether a role's Secret is missing, damaged, old, or of another authority."""
-    certificate = ((stored or {}).get("data") or {}).get("tls.crt", "")
     try:
-        decoded = base64.b64decode(certificate, validate=True)
+        return due(_leaf(stored), authority.certificate, now)
     except ValueError:
         return True
-    return due(decoded, authority.certificate, now)
+
+
+def end(stored: Manifest | None) -> datetime | None:
+    """When a Secret's certificate ends; None when it holds none that can be read."""
+    try:
+        return leaf_end(_leaf(stored))
+    except ValueError:
+        return None
 
 
 def certificate_request(job: Job, role: str, issuer: str, options: Options) -> Manifest:
@@ -77,6 +83,11 @@ def buffer_secret(job: Job) -> Manifest:
     )
     data = {"valkey.conf": configuration.encode(), "password": password.encode()}
     return _secret(job, f"{job.name}-buffer", data, "Opaque")
+
+
+def _leaf(stored: Manifest | None) -> bytes:
+    """A Secret's certificate, PEM; ValueError when it is no base64."""
+    return base64.b64decode(((stored or {}).get("data") or {}).get("tls.crt", ""), validate=True)
 
 
 def _names(job: Job, role: str) -> list[str]:

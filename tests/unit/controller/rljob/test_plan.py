@@ -276,7 +276,7 @@ def test_certificates_that_are_not_issued_are_waited_for_and_looked_after_and_no
     for _ in range(3):
         decided = world.reconcile()
         world.now += timedelta(hours=1)
-    assert decided.renew
+    assert decided.certify
     assert (world.phase, world.status["reason"], world.created) == ("Pending", "CertificateMissing", [])
     assert "no issuer" in world.status["message"]
     world.uncertified = ""

@@ -11,8 +11,9 @@ import pytest
 from crescendo.common.config import read_mapping
 from crescendo.controller.operator.api import ApiFailure
 from crescendo.controller.operator.certificates import new_authority
+from crescendo.controller.operator.identities import CERTIFICATES_EVERY
 from crescendo.controller.operator.options import Options
-from crescendo.controller.operator.reconcile import CERTIFICATES_EVERY, PATIENCE, Reconciler
+from crescendo.controller.operator.reconcile import PATIENCE, Reconciler
 from crescendo.controller.operator.render import to_rljob
 from crescendo.controller.operator.requests import Request
 from crescendo.controller.operator.resource import KIND, Job, Manifest, Report
@@ -96,6 +97,11 @@ class Clock:
 
 @pytest.fixture
 def store() -> Store:
+    return with_job()
+
+
+def with_job() -> Store:
+    """A store with an RLJob."""
     job = to_rljob(read_mapping(QUICKSTART), image="any", name="math", namespace="team")
     job["metadata"] |= {
         "uid": "1",
@@ -164,8 +170,8 @@ async def test_a_secret_of_an_earlier_job_of_the_same_name_is_replaced(store: St
     before = copy.deepcopy(store.objects["Secret", "math-identity-worker"])
     store.objects[KIND, "math"]["metadata"]["uid"] = "2"
     store.objects[KIND, "math"].pop("status")
-    for claim in ("math-run", "data-math-buffer-0"):  # gone already
-        store.objects.pop(("PersistentVolumeClaim", claim), None)
+    gone = ("math-run", "data-math-buffer-0", "math-1", "math-buffer")
+    store.objects = {key: body for key, body in store.objects.items() if key[1] not in gone}
     await Reconciler(store, Runs(), Options(), AUTHORITY, Clock()).reconcile("team", "math")
     after = store.objects["Secret", "math-identity-worker"]
     assert after["data"] != before["data"]
@@ -198,24 +204,15 @@ async def test_with_an_issuer_no_pods_are_asked_for_before_it_has_issued(store: 
     store.objects["Secret", "math-identity-controller"]["metadata"]["ownerReferences"] = [{"uid": "1", "kind": KIND}]
     store.asked()
     await reconciler.reconcile("team", "math")
+    looks = [call for call in store.asked() if call[1] in ("Secret", "Certificate", "CertificateRequest")]
+    assert looks == [("get", "Secret"), ("get", "Certificate")] * 2
+    store.objects.pop(("Certificate", "math-identity-controller"))
+    store.objects["Certificate", "math-identity-worker"]["spec"]["duration"] = "1h"
+    clock.now += CERTIFICATES_EVERY
+    await reconciler.reconcile("team", "math")
     calls = store.asked()
     assert calls.count(("apply", "Certificate")) == 2
     assert ("patch", "Secret") not in calls
-
-
-async def test_children_of_an_earlier_job_of_the_same_name_are_not_taken_for_its_own(store: Store) -> None:
-    earlier = {"ownerReferences": [{"kind": KIND, "name": "math", "uid": "0"}]}
-    ended = {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}
-    name = "math-7"
-    store.objects["RayJob", name] = {"metadata": {"name": name, "uid": name, **earlier}, "status": ended}
-    store.objects["StatefulSet", "math-buffer"] = {
-        "metadata": {"name": "math-buffer", **earlier},
-        "spec": {"replicas": 0},
-    }
-    await Reconciler(store, Runs(), Options(), AUTHORITY, Clock()).reconcile("team", "math")
-    status = store.objects[KIND, "math"]["status"]
-    assert (status["phase"], status["attempt"]) == ("Starting", 1)
-    assert ("RayJob", "math-1") in store.objects
 
 
 async def test_pods_are_looked_at_only_when_they_are_late(store: Store) -> None:

@@ -33,6 +33,7 @@ class World:
     problems: tuple[str, ...] = ()
     leaving: str = ""
     uncertified: str = ""
+    unasked: str = ""
     buffer: BufferServer | None = None
     buffer_comes_up: bool = True
     fetch: FetchStep | None = None
@@ -54,6 +55,7 @@ class World:
             problems=self.problems,
             leaving=self.leaving,
             uncertified=self.uncertified,
+            unasked=self.unasked,
             buffer=self.buffer,
             fetch=self.fetch,
             obstacle=self.obstacle,
