@@ -14,7 +14,7 @@ from tests.cluster.kube.control_plane import ControlPlane
 from tests.cluster.kube.kueue import Kueue, build
 from tests.cluster.operator_process import Operator
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)  # with what it waits for its program to be built
 Eventually = Callable[..., None]
 Create = Callable[..., JobView]
 API = "kueue.x-k8s.io/v1beta2"
