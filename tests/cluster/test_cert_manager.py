@@ -15,6 +15,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from crescendo.common.rpc.guards import PLATFORM
 from crescendo.common.rpc.identity import SERVER_NAME
+from crescendo.controller.operator.issuer import GRACE
+from crescendo.controller.operator.resource import JOB_LABEL
 from tests.cluster.conftest import cannot
 from tests.cluster.controller_stub import StubController
 from tests.cluster.jobs import JobView, quickstart, volumes
@@ -23,7 +25,7 @@ from tests.cluster.kube.control_plane import ControlPlane
 from tests.cluster.operator_process import Operator
 from tests.unit.chart.rendering import render
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)  # with what it waits for its program to be built
 Eventually = Callable[..., None]
 Start = Callable[[str], Operator]
 ROLES = ("controller", "worker")
@@ -112,10 +114,10 @@ def identity_of(held: dict[str, bytes], authority: bytes) -> list[str]:
     return names.get_values_for_type(x509.UniformResourceIdentifier)
 
 
-def renew(plane: ControlPlane, name: str, namespace: str) -> None:
-    """As `cmctl renew` does."""
-    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    said = {"reason": "ManuallyTriggered", "message": "by a test", "lastTransitionTime": now}
+def renew(plane: ControlPlane, name: str, namespace: str, *, ago: timedelta = timedelta()) -> None:
+    """As `cmctl renew` does, or did."""
+    begun = (datetime.now(UTC) - ago).strftime("%Y-%m-%dT%H:%M:%SZ")
+    said = {"reason": "ManuallyTriggered", "message": "by a test", "lastTransitionTime": begun}
     conditions = plane.get("certificate", name, "-n", namespace)["status"]["conditions"]
     conditions = [one for one in conditions if one["type"] != "Issuing"]
     change = {"status": {"conditions": [*conditions, {"type": "Issuing", "status": "True", **said}]}}
@@ -134,6 +136,20 @@ def earlier_certificate(name: str, namespace: str) -> dict[str, Any]:
 def owners(plane: ControlPlane, kind: str, name: str, namespace: str) -> list[tuple[str, str]]:
     found = plane.get(kind, name, "-n", namespace)["metadata"].get("ownerReferences", ())
     return sorted((one["kind"], one["name"]) for one in found)
+
+
+def requested(plane: ControlPlane, name: str, namespace: str) -> str:
+    """What cert-manager says of its requests for a Certificate."""
+    path = "{.items[*].status.conditions[*].message}"
+    label = f"rl.crescendo.dev/component=identity,{JOB_LABEL}=math"
+    return plane.kubectl("get", "certificaterequest", "-n", namespace, "-l", label, "-o", f"jsonpath={path}")
+
+
+def told(plane: ControlPlane, job: JobView) -> list[str]:
+    """Reasons of a job's events, oldest first."""
+    selector = f"regarding.name={job.name}"
+    found = plane.get("events.v1.events.k8s.io", "-n", job.namespace, "--field-selector", selector)["items"]
+    return [event["reason"] for event in sorted(found, key=lambda event: str(event["eventTime"]))]
 
 
 def mounted_by(plane: ControlPlane, job: JobView) -> set[str]:
@@ -227,6 +243,49 @@ def test_nothing_is_held_while_an_issuer_is_missing_and_the_status_says_why(
     cert_manager.issuer("tomorrow")
     eventually("an attempt is created", lambda: job.children("rayjob") == ["math-1"])
     assert job.status().get("failures", 0) == 0
+
+
+def test_a_renewal_that_fails_while_a_job_runs_is_told_until_it_comes(
+    control_plane: ControlPlane,
+    cert_manager: CertManager,
+    start: Start,
+    namespace: str,
+    mount: Callable[[str, Path], dict[str, bytes]],
+    eventually: Eventually,
+    tmp_path: Path,
+) -> None:
+    issuer, name = f"{namespace}-issuer", "math-identity-worker"
+    cert_manager.issuer(issuer)
+    volumes(control_plane, namespace)
+    control_plane.apply(quickstart("math", namespace))
+    job = JobView(control_plane, "math", namespace)
+    operator = start(issuer)
+    eventually("an attempt is created", lambda: job.children("rayjob") == ["math-1"])
+    mount("math-identity-controller", tmp_path / "controller")
+    job.kuberay_says(1, jobDeploymentStatus="Running", jobStatus="RUNNING")
+    eventually("it runs", lambda: job.phase == "Running")
+    first = files(control_plane, name, namespace)
+
+    control_plane.kubectl("delete", "clusterissuer", issuer)
+    renew(control_plane, name, namespace, ago=GRACE)
+    eventually("cert-manager waits", lambda: issuer in requested(control_plane, name, namespace))
+    operator.kill()  # the next one looks at certificates at once
+    operator.start()
+    eventually("the condition says so", lambda: job.condition("CertificateExpiring") == "True")
+    status = job.status()
+    ends = x509.load_pem_x509_certificate(first["tls.crt"]).not_valid_after_utc.strftime("%Y-%m-%dT%H:%M:%SZ")
+    assert (status["phase"], status["reason"]) == ("Running", "CertificateExpiring")
+    assert all(one in status["message"] for one in (name, ends, issuer, "not found")), status
+    assert files(control_plane, name, namespace) == first
+
+    cert_manager.issuer(issuer)
+    eventually("it is renewed", lambda: files(control_plane, name, namespace)["tls.crt"] != first["tls.crt"])
+    eventually("the condition turns", lambda: job.condition("CertificateExpiring") == "False", 90)
+    assert (job.phase, job.status()["reason"]) == ("Running", "Running")
+    assert [one for one in told(control_plane, job) if "Certificate" in one] == [
+        "CertificateExpiring",
+        "CertificateRenewed",
+    ]
 
 
 @pytest.mark.parametrize("options", [(), ("--enable-certificate-owner-ref",)], ids=["plain", "with owners"])

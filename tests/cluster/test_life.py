@@ -198,6 +198,33 @@ def test_a_name_is_used_again_at_once(
     assert job.status()["phase"] in ("Pending", "Starting")
 
 
+def test_a_job_waits_for_the_buffer_of_the_last_one_of_its_name(
+    control_plane: ControlPlane, operator_with_runs: Operator, create: Callable[..., JobView], eventually: Eventually
+) -> None:
+    job = create("math")
+    first = job.body()["metadata"]["uid"]
+    secret = ("secret", "math-buffer", "-n", job.namespace)
+    eventually("the first has a buffer", lambda: "math-buffer" in job.children("statefulset"), 90)
+    earlier = control_plane.get(*secret)
+    hold = ("patch", *secret, "--type=merge", "-p")
+    control_plane.kubectl(*hold, '{"metadata": {"finalizers": ["tests.crescendo.dev/held"]}}')
+    control_plane.kubectl("delete", "rljob", "math", "-n", job.namespace)
+    again = quickstart("math", job.namespace)
+    again["metadata"]["annotations"] = {"rl.crescendo.dev/adopt-storage": first}
+    control_plane.apply(again)
+
+    waits = "Secret math-buffer goes with an earlier job of this name"
+    eventually("the second waits for the Secret", lambda: job.status().get("message") == waits, 90)
+    assert (job.phase, job.status()["reason"], job.children("rayjob")) == ("Pending", "EarlierJobLeaving", [])
+    control_plane.kubectl(*hold, '{"metadata": {"finalizers": null}}')
+    eventually("the second has an attempt", lambda: job.children("rayjob") == ["math-1"], 60)
+    owner = job.body()["metadata"]["uid"]
+    for kind, name in (("secret", "math-buffer"), ("statefulset", "math-buffer"), ("rayjob", "math-1")):
+        about = control_plane.get(kind, name, "-n", job.namespace)["metadata"]
+        assert [one["uid"] for one in about["ownerReferences"]] == [owner]
+    assert control_plane.get(*secret)["data"]["password"] != earlier["data"]["password"]
+
+
 def test_volumes_go_with_a_job_that_says_so(
     control_plane: ControlPlane, operator_with_runs: Operator, create: Callable[..., JobView], eventually: Eventually
 ) -> None:
