@@ -3,7 +3,7 @@
 from crescendo.controller.operator.children.capacity import capacity_problems
 from crescendo.controller.operator.children.inputs import input_problems
 from crescendo.controller.operator.children.network import policies
-from crescendo.controller.operator.children.pods import forbidden_patches, metadata, selector
+from crescendo.controller.operator.children.pods import account_name, forbidden_patches, metadata, selector
 from crescendo.controller.operator.children.rayjob import CONTROLLER_PORT, ray_job
 from crescendo.controller.operator.children.run_file import config_map, problems
 from crescendo.controller.operator.children.storage import (
@@ -48,7 +48,7 @@ def _service_account(job: Job) -> Manifest:
     return {
         "apiVersion": "v1",
         "kind": "ServiceAccount",
-        "metadata": metadata(job, job.name, "controller"),
+        "metadata": metadata(job, account_name(job), "controller"),
         "automountServiceAccountToken": False,
     }
 

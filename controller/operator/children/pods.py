@@ -97,7 +97,7 @@ def run_pod(
     pod: Manifest = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "serviceAccountName": job.name,
+        "serviceAccountName": account_name(job),
         "securityContext": restricted_pod(),
         "containers": [
             {
@@ -178,6 +178,11 @@ def _run_volume(job: Job, component: str) -> Manifest:
 def claim_name(job: Job) -> str:
     """The run's volume claim: given, or the operator's own."""
     return str((job.spec.get("storage") or {}).get("claimName") or f"{job.name}-run")
+
+
+def account_name(job: Job) -> str:
+    """The run's service account, without rights. Not the job's bare name, which may be that of an account of others."""
+    return f"{job.name}-run"
 
 
 def _scheduling(job: Job, component: str, devices: int) -> Manifest:

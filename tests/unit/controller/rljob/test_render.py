@@ -262,6 +262,16 @@ def test_a_run_on_many_gpus_is_put_on_nodes_that_there_are(devices: int, nodes: 
     assert to_run_file(rendered)["placement"]["num_devices"] == devices
 
 
+def test_a_job_takes_over_no_account_of_its_name() -> None:
+    manifests = [*fixtures(job(), Options()), ray_job(job(), 1, Options())]
+    assert "math" not in {one["metadata"]["name"] for one in manifests}
+    (account,) = [one["metadata"]["name"] for one in manifests if one["kind"] == "ServiceAccount"]
+    spec = manifests[-1]["spec"]
+    groups = (spec["rayClusterSpec"]["headGroupSpec"], *spec["rayClusterSpec"]["workerGroupSpecs"])
+    pods = [*(group["template"]["spec"] for group in groups), spec["submitterPodTemplate"]["spec"]]
+    assert {pod["serviceAccountName"] for pod in pods} == {account}
+
+
 def test_a_patch_of_the_head_leaves_the_submitter_alone() -> None:
     mount = {"name": "run", "mountPath": "/logs"}
     beside = {"name": "log-shipper", "image": "shipper:1", "volumeMounts": [mount]}
