@@ -83,12 +83,14 @@ def test_a_wrong_key_ends_in_words_that_help(job: LongJob, node: Node, team: str
 def test_its_inputs_are_fetched_into_the_cache(job: LongJob, volume_folder: Path, watch: Stopwatch) -> None:
     with watch.step("long job submitted to Running"):
         job.until_phase("Running")
-    cache = job.volume / "cache"
+    (model,), (train,), (validation,) = (
+        (job.volume / "cache").glob(f"{name}-*/files") for name in ("model", "train", "validation")
+    )
     claim = volume_folder / "inputs"
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
-        assert (cache / "model/files" / name).read_bytes() == (claim / "model" / name).read_bytes()
-    assert (cache / "train/files/sums.jsonl").read_bytes() == rows(first=0)
-    assert (cache / "validation/files/rows.jsonl").read_bytes() == rows(first=60)
+        assert (model / name).read_bytes() == (claim / "model" / name).read_bytes()
+    assert (train / "sums.jsonl").read_bytes() == rows(first=0)
+    assert (validation / "rows.jsonl").read_bytes() == rows(first=60)
     assert job.store.requests
     job.store.requests.clear()
     job.grows()
