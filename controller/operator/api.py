@@ -15,7 +15,7 @@ import httpx2
 from lightkube import AsyncClient, KubeConfig
 from lightkube.core.exceptions import ConfigError
 from lightkube.core.resource_registry import resource_registry
-from lightkube.generic_resource import create_global_resource, create_namespaced_resource
+from lightkube.generic_resource import create_namespaced_resource
 from lightkube.types import CascadeType, PatchType
 
 from crescendo.common.errors import CrescendoError
@@ -56,9 +56,6 @@ def _resource(group: str, version: str, kind: str, plural: str) -> Any:
 _RESOURCES: Final[dict[str, Any]] = {
     kind: _resource(group, version, kind, plural) for kind, (group, version, plural) in _KINDS.items()
 }
-_ACCESS_REVIEW: Final[Any] = create_global_resource(
-    "authorization.k8s.io", "v1", "SubjectAccessReview", "subjectaccessreviews"
-)
 
 
 class ApiFailure(CrescendoError):
@@ -183,15 +180,6 @@ class KubernetesApi:
                 yield line
         except (httpx2.HTTPError, OSError, ConfigError) as error:
             raise _failure(error) from None
-
-    async def may(self, user: str, groups: list[str], attributes: Manifest) -> bool:
-        """Whether a user may do something (a SubjectAccessReview's resourceAttributes)."""
-        spec = {"user": user, "groups": groups, "resourceAttributes": attributes}
-        review = _ACCESS_REVIEW.from_dict(
-            {"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "metadata": {}, "spec": spec}
-        )
-        answer = await self._do(lambda: self._client.create(review))
-        return bool((answer.get("status") or {}).get("allowed", False))
 
     async def close(self) -> None:
         """Ends the connections."""
