@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -88,10 +89,20 @@ def started(operator: Operator) -> Iterator[Operator]:
 
 
 @pytest.fixture
-def job(control_plane: ControlPlane, namespace: str) -> JobView:
-    volumes(control_plane, namespace)
-    control_plane.apply(quickstart("math", namespace))
-    return JobView(control_plane, "math", namespace)
+def create(control_plane: ControlPlane, namespace: str) -> Callable[..., JobView]:
+    """Creates the quick start as a job of a name, with what its spec is to have besides."""
+
+    def one(name: str, **spec: Any) -> JobView:
+        volumes(control_plane, namespace, (name,))
+        control_plane.apply(quickstart(name, namespace, **spec))
+        return JobView(control_plane, name, namespace)
+
+    return one
+
+
+@pytest.fixture
+def job(create: Callable[..., JobView]) -> JobView:
+    return create("math")
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from crescendo.controller.operator.issuer import GRACE
 from crescendo.controller.operator.resource import JOB_LABEL
 from tests.cluster.conftest import cannot
 from tests.cluster.controller_stub import StubController
-from tests.cluster.jobs import JobView, quickstart, volumes
+from tests.cluster.jobs import JobView
 from tests.cluster.kube.cert_manager import CertManager, build
 from tests.cluster.kube.control_plane import ControlPlane
 from tests.cluster.operator_process import Operator
@@ -164,15 +164,13 @@ def test_a_run_is_reached_with_certificates_of_the_issuer_and_with_renewed_ones(
     cert_manager: CertManager,
     controller: StubController,
     start: Start,
+    job: JobView,
     namespace: str,
     mount: Callable[[str, Path], dict[str, bytes]],
     eventually: Eventually,
     tmp_path: Path,
 ) -> None:
     authority = cert_manager.issuer("training").certificate
-    volumes(control_plane, namespace)
-    control_plane.apply(quickstart("math", namespace))
-    job = JobView(control_plane, "math", namespace)
     start("training")
 
     eventually("an attempt is created", lambda: job.children("rayjob") == ["math-1"])
@@ -219,11 +217,13 @@ def test_a_run_is_reached_with_certificates_of_the_issuer_and_with_renewed_ones(
 
 
 def test_nothing_is_held_while_an_issuer_is_missing_and_the_status_says_why(
-    control_plane: ControlPlane, cert_manager: CertManager, start: Start, namespace: str, eventually: Eventually
+    control_plane: ControlPlane,
+    cert_manager: CertManager,
+    start: Start,
+    job: JobView,
+    namespace: str,
+    eventually: Eventually,
 ) -> None:
-    volumes(control_plane, namespace)
-    control_plane.apply(quickstart("math", namespace))
-    job = JobView(control_plane, "math", namespace)
     operator = start("tomorrow")
 
     def says(*words: str) -> bool:
@@ -249,6 +249,7 @@ def test_a_renewal_that_fails_while_a_job_runs_is_told_until_it_comes(
     control_plane: ControlPlane,
     cert_manager: CertManager,
     start: Start,
+    job: JobView,
     namespace: str,
     mount: Callable[[str, Path], dict[str, bytes]],
     eventually: Eventually,
@@ -256,9 +257,6 @@ def test_a_renewal_that_fails_while_a_job_runs_is_told_until_it_comes(
 ) -> None:
     issuer, name = f"{namespace}-issuer", "math-identity-worker"
     cert_manager.issuer(issuer)
-    volumes(control_plane, namespace)
-    control_plane.apply(quickstart("math", namespace))
-    job = JobView(control_plane, "math", namespace)
     operator = start(issuer)
     eventually("an attempt is created", lambda: job.children("rayjob") == ["math-1"])
     mount("math-identity-controller", tmp_path / "controller")
@@ -293,6 +291,7 @@ def test_certificates_and_keys_go_with_their_job(
     control_plane: ControlPlane,
     cert_manager: CertManager,
     start: Start,
+    create: Callable[..., JobView],
     namespace: str,
     eventually: Eventually,
     options: tuple[str, ...],
@@ -300,9 +299,7 @@ def test_certificates_and_keys_go_with_their_job(
     authority = cert_manager.issuer("training").certificate
     control_plane.apply(earlier_certificate("math-identity-worker", namespace))
     eventually("an earlier job has one", lambda: files(control_plane, "math-identity-worker", namespace) != {})
-    volumes(control_plane, namespace)
-    control_plane.apply(quickstart("math", namespace))
-    job = JobView(control_plane, "math", namespace)
+    job = create("math")
     start("training")
     eventually("an attempt is created", lambda: job.children("rayjob") == ["math-1"])
     held, uid = files(control_plane, "math-identity-worker", namespace), job.body()["metadata"]["uid"]

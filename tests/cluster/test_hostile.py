@@ -3,28 +3,17 @@
 import json
 import subprocess
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from tests.cluster.controller_stub import StubController
-from tests.cluster.jobs import JobView, crescendo, quickstart, volumes
+from tests.cluster.jobs import JobView, crescendo
 from tests.cluster.kube.control_plane import ControlPlane
 from tests.cluster.operator_process import Operator
 
 pytestmark = pytest.mark.timeout(600)
 Eventually = Callable[..., None]
 NAMELESS = {"component": "worker", "template": {"spec": {"containers": [{"env": []}]}}}
-
-
-@pytest.fixture
-def create(control_plane: ControlPlane, namespace: str) -> Callable[..., JobView]:
-    def one(name: str, **spec: Any) -> JobView:
-        volumes(control_plane, namespace, (name,))
-        control_plane.apply(quickstart(name, namespace, **spec))
-        return JobView(control_plane, name, namespace)
-
-    return one
 
 
 def test_whatever_a_run_says_the_status_takes_it(

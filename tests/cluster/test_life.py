@@ -4,28 +4,17 @@ Pods are fake, so the test says what KubeRay would say of its RayJob, and a stub
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from tests.cluster.controller_stub import StubController
-from tests.cluster.jobs import JobView, quickstart, volumes
+from tests.cluster.jobs import JobView, quickstart
 from tests.cluster.kube.control_plane import ControlPlane
 from tests.cluster.operator_process import Operator
 
 pytestmark = pytest.mark.timeout(600)
 Eventually = Callable[..., None]
 QUEUE = {"name": "training"}
-
-
-@pytest.fixture
-def create(control_plane: ControlPlane, namespace: str) -> Callable[..., JobView]:
-    def one(name: str, **spec: Any) -> JobView:
-        volumes(control_plane, namespace, (name,))
-        control_plane.apply(quickstart(name, namespace, **spec))
-        return JobView(control_plane, name, namespace)
-
-    return one
 
 
 def running(job: JobView, eventually: Eventually) -> JobView:
