@@ -39,9 +39,9 @@ test: setup $(SMOLLM2)/config.json ## run every test: the fast ones first; files
 	$(BIN)/pytest $(or $(TESTS),--durations 15 --durations-min 15 --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder)
 
 test-cluster: setup ## run the tests on a real Kubernetes, built from the Go module proxy (needs Go; 40 minutes cold)
-	$(BIN)/python -m tests.cluster.kube.build
 	@mkdir -p build; $(BIN)/python -m tests.cluster.kube.ahead >build/cluster.log 2>&1 & ahead=$$!; \
-	    trap 'kill $$ahead 2>/dev/null' EXIT; $(BIN)/pytest $(or $(TESTS),tests/cluster)
+	    trap 'kill $$ahead 2>/dev/null' EXIT; \
+	    $(BIN)/python -m tests.cluster.kube.build && $(BIN)/pytest $(or $(TESTS),tests/cluster)
 
 test-unit: setup ## run the unit and contract tests
 	$(BIN)/pytest $(wildcard tests/unit tests/contract)
