@@ -149,3 +149,26 @@ class RunProcess:
                     yield f"{pid} {command[:120]}"
             except psutil.Error:
                 continue
+
+
+def assert_no_process(run: RunProcess) -> None:
+    """None of its processes lives."""
+    assert run.left_behind() == [], run.left_behind()
+
+
+def assert_clean(run: RunProcess) -> None:
+    """It left neither processes nor shared memory."""
+    assert_no_process(run)
+    assert run.shared_memory() == [], run.shared_memory()
+
+
+def assert_finished(run: RunProcess, iterations: int = 9, first_left_by: str = "step") -> None:
+    """It ended well, with all that it is to leave. first_left_by: how its first stage ended."""
+    assert run.wait() == 0, run.text
+    summary = json.loads((run.folder / "summary.json").read_text())
+    assert [stage["left_by"] for stage in summary["stages"]] == [first_left_by, "step", "step"], summary
+    assert summary["accuracy"]["final"] is not None, summary
+    assert summary["checks"]["logprob_max_diff"] <= 1e-3, summary
+    assert sorted(set(run.iterations())) == list(range(1, iterations + 1)), run.iterations()
+    assert (run.folder / "export" / "model.safetensors").exists()
+    assert_clean(run)
