@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
-from crescendo.controller.operator.resource import Manifest
+from crescendo.controller.operator.resource import Manifest, printable
 
 SHOWN: Final = 500  # characters of what scheduler and kubelet say
 
@@ -27,7 +27,7 @@ def first_obstacle(pods: Sequence[Manifest]) -> str:
     if not blocked:
         return ""
     pod = min(blocked, key=_is_head)
-    why = "".join(mark if mark.isprintable() else " " for mark in obstacle(pod))[:SHOWN]
+    why = printable(obstacle(pod)).replace("\n", " ")[:SHOWN]
     if _is_head(pod) and _follows(pod) and any(_is_placed(other) for other in pods):
         why += "; it joins its worker's node, where spec.resources.head must be free beside spec.resources.worker"
     return f"{pod['metadata']['name']}: {why}"

@@ -310,7 +310,7 @@ class FetchStep:
             if "running" in state or ended:
                 # The log's end, made by a tenant's pod: the error, if it says one, in printable characters.
                 said = str(ended.get("message", "")).rpartition("error: ")[2]
-                message = "".join(mark if mark.isprintable() else " " for mark in said).strip()[:1000]
+                message = printable(said).replace("\n", " ").strip()[:1000]
                 return cls(status["name"], int(ended.get("exitCode", 0)), message)
         return None
 

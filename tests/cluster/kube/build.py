@@ -1,11 +1,10 @@
-"""Builds Kubernetes, etcd, kwok, KubeRay and kube-router from Go modules: `python -m tests.cluster.kube.build [node]`.
+"""Builds Kubernetes, etcd, kwok, KubeRay and kube-router from Go modules; the control plane's when run as a program.
 
 Versions are pinned in tools/go.mod, and those of KubeRay and kube-router in modules of their own. Binaries go to a
 cache outside the repository, in a folder named by the pins, so that they are built once a machine; whoever else wants
 one meanwhile waits for it. About ten minutes on two cores when nothing is cached.
 """
 
-import argparse
 import fcntl
 import functools
 import hashlib
@@ -165,11 +164,9 @@ def _environment() -> dict[str, str]:
 
 
 def main() -> int:
-    """Builds and says how long each part took."""
-    parser = argparse.ArgumentParser(description="Build the programs of the cluster tests.")
-    parser.add_argument("what", nargs="?", choices=("control-plane", "node"), default="control-plane")
+    """Builds those of the control plane and says how long each took."""
     try:
-        build(node=parser.parse_args().what == "node")
+        build()
     except (RuntimeError, subprocess.SubprocessError) as error:
         print(f"build: {error}", file=sys.stderr)
         return 1

@@ -1,13 +1,11 @@
 """cert-manager beside a control plane: its controllers with the CA issuer, built from the Go module proxy, a process.
 
-Started by tests/cluster/test_cert_manager.py; `python -m tests.cluster.kube.cert_manager` only builds it. Pinned in
+Started by tests/cluster/test_cert_manager.py; built ahead by ahead.py. Pinned in
 tools/cert-manager, whose main.go says why it is ours. Without its webhook, which refuses what this controller would
 refuse later, and its injector of authorities into other objects, which nothing here asks for.
 """
 
 import base64
-import subprocess
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -74,18 +72,3 @@ class CertManager:
     def log(self) -> str:
         """What it has said."""
         return Path(self._folder / f"{PROGRAM}.log").read_text(errors="replace")
-
-
-def main() -> int:
-    """Builds it."""
-    try:
-        build()
-    except (RuntimeError, subprocess.SubprocessError) as error:
-        print(f"build: {error}", file=sys.stderr)
-        return 1
-    print(program_beside(PROGRAM))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

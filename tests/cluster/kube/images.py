@@ -6,7 +6,7 @@ gigabytes of torch and its kin: its pods find them on a read-only volume, the ch
 the same pins. Archives and layers stay in the cache, so that only what changed is built again; whoever wants what
 another process builds waits for it. `prune` removes the layers that no build would use again.
 
-`python -m tests.cluster.kube.images` builds them ahead. Needs root, buildah and mmdebstrap.
+ahead.py builds them beside other work. Needs root, buildah and mmdebstrap.
 """
 
 import fcntl
@@ -164,15 +164,3 @@ def _run(*command: str, **environment: str) -> str:
         said = (ran.stdout + ran.stderr)[-3000:]
         raise RuntimeError(f"{' '.join(command)} ended with code {ran.returncode}:\n{said}")
     return ran.stdout
-
-
-def main() -> None:
-    """Builds all, from what build.py has built."""
-    build_base()
-    for archive in [*build_tools(), *build_ours()]:
-        print(archive)
-    prune()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Kueue beside a control plane: built from the Go module proxy, installed from its own manifests, run as a process.
 
-Started by tests/cluster/test_queue.py; `python -m tests.cluster.kube.kueue` only builds it. Pinned in
+Started by tests/cluster/test_queue.py; built ahead by ahead.py. Pinned in
 tools/kueue/go.mod and kept in a folder of its own pins, so that a newer Kueue rebuilds nothing else.
 
 Its webhooks are real: the Service that they name is an ExternalName of this machine, and the certificate that Kueue
@@ -9,8 +9,6 @@ answer they refuse every pod.
 """
 
 import base64
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -141,18 +139,3 @@ class Kueue:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{what} was not ready within {READY_S:.0f} s:\n{self.log[-2000:]}")
             time.sleep(0.3)
-
-
-def main() -> int:
-    """Builds it."""
-    try:
-        build()
-    except (RuntimeError, subprocess.SubprocessError) as error:
-        print(f"build: {error}", file=sys.stderr)
-        return 1
-    print(program_beside("kueue"))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
