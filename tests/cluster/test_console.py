@@ -157,7 +157,7 @@ def test_who_may_act_acts_in_a_browser_and_sees_the_answer(
         expect(page.get_by_role("img", name="Reward by iteration")).to_be_visible()
         expect(page.locator("#run-title + ol")).to_contain_text("stage.entered")
         expect(page.get_by_text("<script>alert(1)</script>four")).to_be_visible()
-        expect(page.get_by_role("region", name="Pods")).to_contain_text("head")
+        expect(page.get_by_role("region", name="Pods")).to_contain_text("head", timeout=30_000)  # KubeRay makes it
         expect(page.get_by_role("link", name="Drain", exact=True)).to_have_count(0)
 
         press(page, "Pause")
