@@ -10,8 +10,9 @@ the resync (__main__.py) covers what happened in between. Health is kopf's, at /
 
 import asyncio
 import logging
+import random
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from concurrent import futures
 from typing import Any, Final
 
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 
 PAUSE_S: Final = 2.0
 STOP_S: Final = 5.0
+KOPFS_END_S: Final = 7.0
+"""kopf gives its own tasks 5 s to end before it cancels them."""
 SERVER_TIMEOUT_S: Final = 300
 
 Due = Callable[[str, str], object]
@@ -58,14 +61,34 @@ class Watch:
             futures.wait([self._stopped], PAUSE_S)
 
     async def _watch_once(self) -> None:
-        options = self._options
-        await kopf.operator(
+        options, before = self._options, asyncio.all_tasks()
+        parts = await kopf.spawn_tasks(
             registry=_handlers(self._due),  # a new watch remembers nothing: all that it lists is due
             namespaces=list(options.watch_namespaces),
             clusterwide=not options.watch_namespaces,
             liveness_endpoint=f"http://0.0.0.0:{options.health_port}/healthz" if options.health_port else None,
             stop_flag=asyncio.wrap_future(self._stopped),
         )
+        whole = asyncio.ensure_future(kopf.run_tasks(parts, ignored=before))
+        await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([whole], timeout=KOPFS_END_S)
+        await _cancel_until_gone(before | {whole})
+        await whole
+
+
+async def _cancel_until_gone(spared: Set[asyncio.Task[Any]]) -> None:
+    """Cancels what outlived kopf, again and again.
+
+    A watch whose connection kopf closed waits for new credentials, which nobody gives once kopf ends. It then takes a
+    cancellation for the end of its pause and begins anew, if the task that waits for that pause was cancelled a moment
+    before it. Hence the changing order, in which each round ends half of them. Nothing is healthy meanwhile: should
+    this never end, the liveness probe does.
+    """
+    while left := list(asyncio.all_tasks() - spared):
+        random.shuffle(left)
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left, timeout=0.5)
 
 
 def _handlers(due: Due) -> kopf.OperatorRegistry:
