@@ -18,6 +18,7 @@ from typing import Final
 
 from crescendo.controller.operator import failures, promotion
 from crescendo.controller.operator.failures import Failure
+from crescendo.controller.operator.pairing import mismatch
 from crescendo.controller.operator.requests import VERBS, Request, acknowledged, pending
 from crescendo.controller.operator.resource import (
     ADOPT_ANNOTATION,
@@ -58,8 +59,8 @@ def _decide(observed: Observed, draft: Draft) -> Plan:
     if observed.leaving:
         draft.phase("Pending", "EarlierJobLeaving", f"{observed.leaving} goes with an earlier job of this name")
         return Plan(again_s=SOON_S)
-    if observed.storage_mismatch:
-        return _fail(observed, draft, Failure("StorageMismatch", observed.storage_mismatch, retryable=False))
+    if unpaired := mismatch(observed):
+        return _fail(observed, draft, Failure("StorageMismatch", unpaired, retryable=False))
     draft.condition("Accepted", not wrong, "ValidationFailed" if wrong else "Valid", wrong)
     if observed.job.suspend or observed.job.status.get("phase") == "Suspending":
         return _suspend(observed, draft)
@@ -108,17 +109,18 @@ def _suspend(observed: Observed, draft: Draft) -> Plan:
     asked = job.time("suspendTime")
     begun = asked or observed.now
     draft.set(suspendTime=begun)
-    draft.phase("Suspending", "Committing", observed.unasked or "waiting for a commit")
     ended = attempt.succeeded or attempt.failed or attempt.queued or not job.is_true("Running")
     ended = ended or (observed.report is not None and observed.report.stopped)
     limit = timedelta(seconds=int(job.spec.get("suspendDeadlineSeconds", DEFAULT_SUSPEND_S)))
     late = observed.now - begun >= limit
     if not (ended or late):
+        draft.phase("Suspending", "Committing", observed.unasked or "waiting for a commit")
         note = (Note("Normal", "Suspending", "the run commits, then its pods go"),) if asked is None else ()
         return Plan(calls=(Call("stop"),), events=note, again_s=SOON_S)
     notes: tuple[Note, ...] = ()
     if late and job.attempt <= attempt.number:
         notes = (Note("Warning", "SuspendDeadlineExceeded", "no commit in time; the last one counts"),)
+    draft.phase("Suspending", "PodsEnding", "its pods are being ended")
     # The number moves on first, so that a lost RayJob is not taken for a failure afterwards.
     draft.set(attempt=attempt.number + 1)
     return Plan(delete=_names(observed), events=notes, again_s=SOON_S)
@@ -235,10 +237,10 @@ def _queued(observed: Observed, draft: Draft, attempt: Attempt, stale: tuple[str
     if job.is_true("Running"):
         events = (Note("Warning", "Evicted", f"{hold.message}; the run goes on from its last commit"),)
     draft.stop_running("Queued")
-    if not job.queue_labels.items() <= attempt.labels.items():
+    if job.queue != attempt.queue:
         # It asks anew where it is told to now; its number moves on first, as for a suspension.
         draft.set(attempt=attempt.number + 1, attemptTime=None)
-        draft.phase("Queued", "QueueChanged", f"to {job.spec['queue']['name']}")
+        draft.phase("Queued", "QueueChanged", f"to {job.queue}" if job.queue else "out of any queue")
         return Plan(delete=_names(observed), events=events, again_s=SOON_S)
     draft.condition("Queued", True, hold.reason, hold.message)
     draft.phase("Queued", hold.reason, hold.message)

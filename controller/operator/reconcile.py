@@ -19,7 +19,6 @@ from crescendo.common.errors import EnvironmentProblem
 from crescendo.controller.operator.api import Api, ApiFailure
 from crescendo.controller.operator.certificates import KeyPair
 from crescendo.controller.operator.children import (
-    STORAGE_ID,
     controller_address,
     fixtures,
     ray_job,
@@ -33,6 +32,7 @@ from crescendo.controller.operator.events import event_of
 from crescendo.controller.operator.identities import Identities
 from crescendo.controller.operator.obstacles import first_obstacle
 from crescendo.controller.operator.options import Options
+from crescendo.controller.operator.pairing import carried
 from crescendo.controller.operator.plan import plan, told
 from crescendo.controller.operator.progress import Runs
 from crescendo.controller.operator.renewal import with_renewal
@@ -169,12 +169,9 @@ class Reconciler:
         """What volume and buffer carry, and which of them goes with an earlier job of this name."""
         found, leaving = [], ""
         for name in (claim_name(job), f"data-{job.name}-buffer-0"):
-            claim = await self._api.get("PersistentVolumeClaim", name, job.namespace)
-            about = (claim or {}).get("metadata") or {}
-            carried = str((about.get("annotations") or {}).get(STORAGE_ID, ""))
-            if carried not in ("", job.storage_id) and ("deletionTimestamp" in about or about.get("ownerReferences")):
-                carried, leaving = "", name
-            found.append(carried)
+            storage, goes = carried(await self._api.get("PersistentVolumeClaim", name, job.namespace), job)
+            leaving = name if goes else leaving
+            found.append(storage)
         return found[0], found[1], leaving
 
     async def _leaving(self, job: Job, ray_jobs: Sequence[Manifest]) -> str:
@@ -301,16 +298,12 @@ class Reconciler:
     async def _write_fixtures(self, job: Job) -> None:
         await self._identities.write(job)
         await self._api.create(buffer_secret(job))
-        if is_shared(job):
-            await self._admit(job)
-        for manifest in fixtures(job, self._options):
-            await self._api.apply(manifest)
-
-    async def _admit(self, job: Job) -> None:
-        """The job's login on the shared server. Raises SharedBufferProblem."""
         secret = await self._api.get("Secret", buffer_name(job), job.namespace) or {}
-        password = base64.b64decode((secret.get("data") or {}).get("password", "")).decode()
-        await self._shared.admit(job, password)
+        if is_shared(job):
+            password = base64.b64decode((secret.get("data") or {}).get("password", "")).decode()
+            await self._shared.admit(job, password)
+        for manifest in fixtures(job, self._options, str((secret.get("metadata") or {}).get("uid", ""))):
+            await self._api.apply(manifest)
 
     async def _scale(self, job: Job, sizes: tuple[tuple[str, int], ...]) -> None:
         """Gives worker groups as many pods as a stage needs."""

@@ -23,6 +23,7 @@ EXPIRING: Final = "CertificateExpiring"  # a condition, and the reason of a runn
 # Kueue's: of a RayJob, and of the Workload that it makes for one.
 QUEUE_LABEL: Final = "kueue.x-k8s.io/queue-name"
 PRIORITY_LABEL: Final = "kueue.x-k8s.io/priority-class"
+QUEUE_ANNOTATION: Final = f"{GROUP}/queue"  # what a RayJob was made for: Kueue may put labels of its own on it
 QUEUED_UID_LABEL: Final = "kueue.x-k8s.io/job-uid"
 Manifest = dict[str, Any]
 
@@ -87,6 +88,11 @@ class Job:
         return self.spec.get("placement") or {}
 
     @property
+    def claim_given(self) -> str:
+        """spec.storage.claimName; empty when the run's volume claim is the operator's own."""
+        return str((self.spec.get("storage") or {}).get("claimName") or "")
+
+    @property
     def checkpoint_store(self) -> Mapping[str, Any]:
         """spec.storage.checkpoints; empty when checkpoints lie on the run's volume."""
         return (self.spec.get("storage") or {}).get("checkpoints") or {}
@@ -112,6 +118,11 @@ class Job:
         queue = self.spec.get("queue") or {}
         found = {QUEUE_LABEL: queue.get("name", ""), PRIORITY_LABEL: queue.get("priorityClass", "")}
         return {label: value for label, value in found.items() if value}
+
+    @property
+    def queue(self) -> str:
+        """Queue and priority in one line; empty without a queue."""
+        return " ".join(self.queue_labels.values())
 
     def time(self, name: str) -> datetime | None:
         """A time of the status."""
@@ -155,7 +166,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Attempt:
-    """A child RayJob. deployment_status and job_status are KubeRay's two axes; labels: all of its labels."""
+    """A child RayJob. deployment_status and job_status are KubeRay's two axes; queue: what it was made for."""
 
     number: int
     name: str
@@ -167,7 +178,7 @@ class Attempt:
     reason: str
     message: str
     cluster_name: str
-    labels: Mapping[str, str] = field(default_factory=dict)
+    queue: str = ""
 
     @classmethod
     def from_body(cls, body: Mapping[str, Any]) -> "Attempt":
@@ -184,7 +195,7 @@ class Attempt:
             reason=status.get("reason", ""),
             message=status.get("message", ""),
             cluster_name=status.get("rayClusterName", ""),
-            labels=metadata.get("labels", {}),
+            queue=(metadata.get("annotations") or {}).get(QUEUE_ANNOTATION, ""),
         )
 
     @property
@@ -320,12 +331,11 @@ class Observed:
     """Everything that one reconciliation looks at.
 
     pods: (ready, wanted) of the newest attempt's cluster; storage_id, buffer_storage_id: what the run's and the
-    buffer's volume carry, empty where there is none yet; leaving: the name of what goes with an earlier job;
-    problems: of the spec, beyond what the CRD could refuse;
-    uncertified: why cert-manager has not issued its certificates; unasked: why the operator cannot even ask the
-    run; hold: why the newest attempt is queued, if it is; obstacle: what keeps its pods, when they are late;
-    buffer: its own server, looked at only while no attempt uses it; replicas: pods that each worker group of the newest
-    attempt's cluster is to have; verbs_reviewed: whether somebody reviews who asks for verbs.
+    buffer's volume carry (pairing.py); leaving: the name of what goes with an earlier job; problems: of the spec,
+    beyond what the CRD could refuse; uncertified: why cert-manager has not issued its certificates; unasked: why the
+    operator cannot even ask the run; hold: why the newest attempt is queued, if it is; obstacle: what keeps its pods,
+    when they are late; buffer: its own server, looked at only while no attempt uses it; replicas: pods that each worker
+    group of the newest attempt's cluster is to have; verbs_reviewed: whether somebody reviews who asks for verbs.
     """
 
     job: Job
@@ -350,18 +360,6 @@ class Observed:
     def newest(self) -> Attempt | None:
         """The newest attempt that still exists."""
         return max(self.attempts, key=lambda attempt: attempt.number, default=None)
-
-    @property
-    def storage_mismatch(self) -> str:
-        """Why volume and buffer are not the pair that this job may write to; empty when they are."""
-        wanted = self.job.storage_id
-        for name, found in (("volume", self.storage_id), ("buffer", self.buffer_storage_id)):
-            if found and found != wanted:
-                return (
-                    f"the {name} belongs to job {found}: delete it, name another in spec.storage.claimName, or "
-                    f"continue that run with the annotation {ADOPT_ANNOTATION}: {found}"
-                )
-        return ""
 
     @property
     def last_number(self) -> int:

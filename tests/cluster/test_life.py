@@ -214,6 +214,45 @@ def test_a_job_waits_for_the_buffer_of_the_last_one_of_its_name(
     assert control_plane.get(*secret)["data"]["password"] != earlier["data"]["password"]
 
 
+def test_a_buffer_whose_password_somebody_deleted_serves_the_next_attempt_with_a_new_one(
+    control_plane: ControlPlane, operator_with_runs: Operator, create: Callable[..., JobView], eventually: Eventually
+) -> None:
+    job = create("math")
+    eventually("the first has its pods", lambda: job.condition("ClusterReady") == "True", 90)
+    server = ("pod", "math-buffer-0", "-n", job.namespace)
+    first = control_plane.get(*server)["metadata"]["uid"]
+    control_plane.kubectl("delete", "secret", "math-buffer", "-n", job.namespace)
+    control_plane.kubectl("delete", "rayjob", "math-1", "-n", job.namespace)
+    eventually("the second attempt", lambda: job.children("rayjob") == ["math-2"], 90)
+
+    def replaced() -> bool:
+        found = job.children("pod")
+        return "math-buffer-0" in found and control_plane.get(*server)["metadata"]["uid"] != first
+
+    eventually("a server that reads the new password", replaced, 90)
+    assert "math-buffer" in job.children("secret")
+
+
+def test_a_claim_of_somebody_else_is_left_alone(
+    control_plane: ControlPlane,
+    operator_with_runs: Operator,
+    create: Callable[..., JobView],
+    namespace: str,
+    eventually: Eventually,
+) -> None:
+    claim = {
+        "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "math-run", "namespace": namespace},
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}},
+    }  # fmt: skip
+    control_plane.apply(claim)
+    job = create("math")
+    eventually("the job is refused", lambda: job.condition("Failed") == "True", 60)
+    status = job.status()
+    assert (status["reason"], "spec.storage.claimName" in status["message"]) == ("StorageMismatch", True)
+    held = control_plane.get("pvc", "math-run", "-n", namespace)["metadata"]
+    assert (held.get("labels"), held.get("ownerReferences")) == (None, None)
+
+
 def test_volumes_go_with_a_job_that_says_so(
     control_plane: ControlPlane, operator_with_runs: Operator, create: Callable[..., JobView], eventually: Eventually
 ) -> None:

@@ -208,3 +208,8 @@ def test_a_queue_that_does_not_exist_is_told_and_the_job_moves_when_it_is_correc
     job.patch(queue={"name": QUEUE, "priorityClass": "usual"})
     admitted(job, 2, eventually)
     assert job.status().get("failures", 0) == 0
+    free = create("free")
+    queued(free, eventually, GPU)
+    free.patch(queue=None)
+    admitted(free, 2, eventually)  # beside the other, which has the whole quota
+    assert quota() == QUOTA

@@ -7,7 +7,6 @@ from crescendo.controller.operator.children.pods import account_name, forbidden_
 from crescendo.controller.operator.children.rayjob import CONTROLLER_PORT, ray_job
 from crescendo.controller.operator.children.run_file import config_map, problems
 from crescendo.controller.operator.children.storage import (
-    STORAGE_ID,
     buffer_service,
     buffer_set,
     storage_problems,
@@ -17,17 +16,20 @@ from crescendo.controller.operator.options import Options
 from crescendo.controller.operator.resource import Job, Manifest
 from crescendo.controller.operator.shared_buffer import is_shared, shared_problems
 
-__all__ = ["CONTROLLER_PORT", "STORAGE_ID", "controller_address", "fixtures", "ray_job", "spec_problems"]
+__all__ = ["CONTROLLER_PORT", "controller_address", "fixtures", "ray_job", "spec_problems"]
 
 
-def fixtures(job: Job, options: Options) -> list[Manifest]:
-    """What every attempt needs and survives it, in the order of writing; Secrets apart (they are made once)."""
+def fixtures(job: Job, options: Options, secret_uid: str) -> list[Manifest]:
+    """What every attempt needs and survives it, in the order of writing; Secrets apart (they are made once).
+
+    secret_uid: of the buffer's Secret.
+    """
     found = [_service_account(job), config_map(job, options), _controller_service(job), *policies(job, options)]
     claim = volume_claim(job, job.storage_id)
     if claim is not None:
         found.append(claim)
     if not is_shared(job):
-        found += [buffer_service(job, job.storage_id), buffer_set(job, job.storage_id, options)]
+        found += [buffer_service(job, job.storage_id), buffer_set(job, job.storage_id, secret_uid, options)]
     return found
 
 

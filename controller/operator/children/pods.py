@@ -177,7 +177,7 @@ def _run_volume(job: Job, component: str) -> Manifest:
 
 def claim_name(job: Job) -> str:
     """The run's volume claim: given, or the operator's own."""
-    return str((job.spec.get("storage") or {}).get("claimName") or f"{job.name}-run")
+    return job.claim_given or f"{job.name}-run"
 
 
 def account_name(job: Job) -> str:

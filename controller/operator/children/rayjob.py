@@ -11,7 +11,7 @@ from crescendo.controller.operator.children.inputs import fetch_steps
 from crescendo.controller.operator.children.pods import RUN_FILE_MOUNT, labels, run_pod
 from crescendo.controller.operator.children.run_file import checked
 from crescendo.controller.operator.options import Options
-from crescendo.controller.operator.resource import ATTEMPT_LABEL, Job, Manifest
+from crescendo.controller.operator.resource import ATTEMPT_LABEL, QUEUE_ANNOTATION, Job, Manifest
 from crescendo.controller.operator.size import Pods, first_size, full_size
 
 CONTROLLER_PORT: Final = 8444
@@ -45,6 +45,7 @@ def ray_job(job: Job, number: int, options: Options) -> Manifest:
         "name": job.attempt_name(number),
         "namespace": job.namespace,
         "labels": {**labels(job, "rayjob"), ATTEMPT_LABEL: str(number), **job.queue_labels},
+        "annotations": {QUEUE_ANNOTATION: job.queue},
         "ownerReferences": [job.owner()],
     }
     return {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": metadata, "spec": spec}

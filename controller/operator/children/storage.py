@@ -23,10 +23,11 @@ from crescendo.controller.operator.children.pods import (
 )  # fmt: skip
 from crescendo.controller.operator.crd import GROUP
 from crescendo.controller.operator.options import Options
+from crescendo.controller.operator.pairing import STORAGE_ID
 from crescendo.controller.operator.resource import Job, Manifest
 from crescendo.controller.operator.size import full_size
 
-STORAGE_ID: Final = f"{GROUP}/storage-id"
+PASSWORD_OF: Final = f"{GROUP}/password-of"
 BUFFER_PORT: Final = 6379
 BUFFER_MOUNT: Final = "/data"
 PASSWORD_MOUNT: Final = "/etc/buffer"
@@ -63,7 +64,7 @@ def _engine_sizes(job: Job) -> Iterator[int]:
 def volume_claim(job: Job, storage_id: str) -> Manifest | None:
     """The run's claim, unless the job names one of its own."""
     storage = job.spec.get("storage") or {}
-    if storage.get("claimName"):
+    if job.claim_given:
         return None
     spec: Manifest = {
         "accessModes": [storage.get("accessMode", "ReadWriteOnce")],
@@ -98,9 +99,13 @@ def buffer_service(job: Job, storage_id: str) -> Manifest:
     }
 
 
-def buffer_set(job: Job, storage_id: str, options: Options) -> Manifest:
-    """A Valkey of the job's own: append-only, never evicting, with a password from a Secret."""
-    template: Manifest = {"metadata": {"labels": labels(job, "buffer")}, "spec": _buffer_pod(job, options)}
+def buffer_set(job: Job, storage_id: str, secret_uid: str, options: Options) -> Manifest:
+    """A Valkey of the job's own: append-only, never evicting, with a password from a Secret.
+
+    secret_uid: of that Secret. When somebody deleted it and another took its place, the pod is to read the new one.
+    """
+    about: Manifest = {"labels": labels(job, "buffer"), "annotations": {PASSWORD_OF: secret_uid}}
+    template: Manifest = {"metadata": about, "spec": _buffer_pod(job, options)}
     template = patched(template, job, "buffer")
     claim: Manifest = {
         "metadata": {"name": "data", "labels": labels(job, "buffer"), "annotations": {STORAGE_ID: storage_id}},

@@ -78,7 +78,7 @@ def test_the_rljob_runs_the_recipe(name: str) -> None:
 
 def test_the_rljob_is_accepted_and_becomes_pods(name: str) -> None:
     assert spec_problems(job(name), OPTIONS) == ()
-    kinds = {manifest["kind"] for manifest in fixtures(job(name), OPTIONS)}
+    kinds = {manifest["kind"] for manifest in fixtures(job(name), OPTIONS, "uid-of-secret")}
     assert {"ConfigMap", "StatefulSet", "NetworkPolicy"} <= kinds
     (group,) = ray_job(job(name), 1, OPTIONS)["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     assert group["replicas"] == (rl(recipe(name)).stages[0].layout.devices or 32) // 8

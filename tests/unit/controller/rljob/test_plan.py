@@ -117,7 +117,7 @@ def test_suspension_commits_first_and_resumes_with_the_next_number() -> None:
     world.spec["suspend"] = True
     decided = world.reconcile()
     assert [call.verb for call in decided.calls] == ["stop"]
-    assert world.phase == "Suspending"
+    assert (world.phase, world.status["reason"]) == ("Suspending", "Committing")
     assert world.attempts
     world.settle(rounds=2)
     assert (world.phase, world.attempts, world.condition("Suspended")) == ("Suspended", {}, "True")
@@ -134,6 +134,7 @@ def test_a_rayjob_that_is_slow_to_go_costs_one_number_only() -> None:
     for _ in range(3):
         world.reconcile()
         world.attempts = dict(going)  # its deletion takes a while
+    assert (world.phase, world.status["reason"]) == ("Suspending", "PodsEnding")
     world.attempts.clear()
     world.settle(rounds=2)
     world.spec["suspend"] = False

@@ -1,14 +1,21 @@
 """Jobs with a queue: what Kueue's Workload says becomes the job's status, and waiting costs nothing."""
 
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from crescendo.common.config import read_mapping
+from crescendo.controller.operator.children import ray_job
+from crescendo.controller.operator.options import Options
 from crescendo.controller.operator.plan import plan
-from crescendo.controller.operator.resource import Hold, Job
+from crescendo.controller.operator.render import to_rljob
+from crescendo.controller.operator.resource import Attempt, Hold, Job
 from tests.unit.controller.rljob.world import START, World
 
+QUICKSTART = Path(__file__).parents[4] / "recipes/quickstart/recipe.yaml"
+SPEC = to_rljob(read_mapping(QUICKSTART), image="any", name="math", namespace="team")["spec"]
 QUEUE = {"name": "training"}
 LACKING = "couldn't assign flavors to pod set worker: insufficient unused quota for nvidia.com/gpu, 1 more needed"
 
@@ -65,14 +72,20 @@ def test_an_evicted_job_is_neither_failed_nor_restarted(ran: bool) -> None:
     assert plan(world.observed()).events == ()
 
 
-def test_a_job_that_waits_is_moved_to_the_queue_that_it_is_told() -> None:
+@pytest.mark.parametrize(
+    ("wanted", "queue"),
+    [({"name": "other"}, "other"), ({**QUEUE, "priorityClass": "urgent"}, "training urgent"), ({}, "")],
+)
+def test_a_job_that_waits_is_moved_to_the_queue_that_it_is_told(wanted: dict[str, str], queue: str) -> None:
     world = queued()
-    world.spec = {**world.spec, "queue": {"name": "other"}}
+    world.spec = {**world.spec, "queue": wanted}
     assert world.reconcile().delete == ("math-1",)
-    assert world.status["reason"] == "QueueChanged"
+    assert (world.status["reason"], world.status["message"]) == (
+        "QueueChanged",
+        f"to {queue}" if queue else "out of any queue",
+    )
     world.reconcile()
-    assert list(world.attempts) == ["math-2"]
-    assert world.attempts["math-2"].labels == {"kueue.x-k8s.io/queue-name": "other"}
+    assert {name: one.queue for name, one in world.attempts.items()} == {"math-2": queue}
     assert world.status.get("failures", 0) == 0
 
 
@@ -91,11 +104,13 @@ def test_a_job_that_ran_leaves_its_queue_when_it_is_evicted() -> None:
     assert list(world.attempts) == ["math-2"]
 
 
-def test_a_label_that_kueue_adds_moves_nobody() -> None:
-    world = queued()
-    only = world.attempts["math-1"]
-    world.kuberay(labels={**only.labels, "kueue.x-k8s.io/priority-class": "default"})  # type: ignore[arg-type]
-    assert world.reconcile().delete == ()
+@pytest.mark.parametrize("queue", [QUEUE, {}])
+def test_a_label_that_kueue_adds_moves_nobody(queue: dict[str, str]) -> None:
+    job = Job("math", "team", "uid-1", 1, START, False, {**SPEC, "queue": queue}, {})
+    body = ray_job(job, 1, Options())
+    body["metadata"]["uid"] = "2"
+    body["metadata"]["labels"] |= {"kueue.x-k8s.io/queue-name": "default", "kueue.x-k8s.io/priority-class": "low"}
+    assert Attempt.from_body(body).queue == job.queue
 
 
 def workload(**conditions: tuple[str, str, str]) -> dict[str, Any]:

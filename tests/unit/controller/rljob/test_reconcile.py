@@ -55,7 +55,9 @@ class Store:
 
     async def create(self, manifest: Manifest) -> None:
         self._note("create", manifest["kind"])
-        self.objects.setdefault((manifest["kind"], manifest["metadata"]["name"]), copy.deepcopy(manifest))
+        made = copy.deepcopy(manifest)
+        made["metadata"]["uid"] = f"uid-{len(self.calls)}"
+        self.objects.setdefault((manifest["kind"], manifest["metadata"]["name"]), made)
 
     async def delete(self, kind: str, name: str, namespace: str) -> None:
         self._note("delete", kind)
@@ -176,6 +178,53 @@ async def test_a_secret_of_an_earlier_job_of_the_same_name_is_replaced(store: St
     after = store.objects["Secret", "math-identity-worker"]
     assert after["data"] != before["data"]
     assert after["metadata"]["ownerReferences"][0]["uid"] == "2"
+
+
+async def test_a_buffer_whose_password_was_deleted_starts_anew_with_the_next_one(store: Store) -> None:
+    reconciler = Reconciler(store, Runs(), Options(), AUTHORITY, Clock())
+
+    async def attempt() -> tuple[str, Manifest]:
+        """Password and pod template as the next attempt finds them."""
+        store.objects[KIND, "math"].pop("status", None)
+        store.objects.pop(("RayJob", "math-1"), None)
+        store.objects.get(("StatefulSet", "math-buffer"), {})["status"] = {"readyReplicas": 1}
+        await reconciler.reconcile("team", "math")
+        password = store.objects["Secret", "math-buffer"]["data"]["password"]
+        return password, store.objects["StatefulSet", "math-buffer"]["spec"]["template"]
+
+    first = await attempt()
+    assert await attempt() == first
+    store.objects.pop(("Secret", "math-buffer"))
+    second = await attempt()
+    assert second[0] != first[0]
+    assert second[1]["metadata"]["annotations"] != first[1]["metadata"]["annotations"]
+    assert second[1]["spec"] == first[1]["spec"]
+
+
+@pytest.mark.parametrize(
+    ("claim", "given", "reason"),
+    [
+        ("math-run", "", "StorageMismatch"),
+        ("data-math-buffer-0", "", "StorageMismatch"),
+        ("math-run", "math-run", "AttemptCreated"),
+        ("data-math-buffer-0", "math-run", "StorageMismatch"),
+        ("other", "", "AttemptCreated"),
+    ],
+)
+async def test_a_claim_that_no_job_made_is_used_only_when_it_is_named(
+    store: Store, claim: str, given: str, reason: str
+) -> None:
+    found = {"metadata": {"name": claim}, "spec": {"resources": {}}}
+    store.objects["PersistentVolumeClaim", claim] = copy.deepcopy(found)
+    if given:
+        store.objects[KIND, "math"]["spec"]["storage"] = {"claimName": given}
+    await Reconciler(store, Runs(), Options(), AUTHORITY, Clock()).reconcile("team", "math")
+    status = store.objects[KIND, "math"]["status"]
+    assert status["reason"] == reason
+    assert store.objects["PersistentVolumeClaim", claim] == found
+    if reason == "StorageMismatch":
+        assert "is no job's: delete it" in status["message"]
+        assert ("spec.storage.claimName" in status["message"]) == (claim == "math-run")
 
 
 async def test_with_an_issuer_no_pods_are_asked_for_before_it_has_issued(store: Store) -> None:

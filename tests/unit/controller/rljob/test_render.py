@@ -124,9 +124,9 @@ def test_a_shared_buffer_is_reached_with_a_login_of_the_jobs_own() -> None:
     assert {"name": "CRESCENDO_RUN_ID", "value": "team.uid-1"} in head["containers"][0]["env"]
     (mounted,) = [volume["secret"] for volume in head["volumes"] if volume["name"] == "buffer"]
     assert mounted["items"] == [{"key": "password", "path": "password"}]
-    kinds = {(manifest["kind"], manifest["metadata"]["name"]) for manifest in fixtures(one, SHARED)}
+    kinds = {(manifest["kind"], manifest["metadata"]["name"]) for manifest in fixtures(one, SHARED, "uid-of-secret")}
     assert ("StatefulSet", "math-buffer") not in kinds
-    (policy,) = [found for found in fixtures(one, SHARED) if found["metadata"]["name"] == "math-ray"]
+    (policy,) = [found for found in fixtures(one, SHARED, "uid-of-secret") if found["metadata"]["name"] == "math-ray"]
     assert {"ports": [{"port": 6380, "protocol": "TCP"}]} in policy["spec"]["egress"]
 
 
@@ -224,7 +224,7 @@ def test_disaggregated_engines_are_sized_by_themselves_and_get_weights_over_the_
     config = check_mapping(run_file(apart, Options()), "run.yaml")
     assert (config.placement.name, config.trainer.weight_channel) == ("disaggregated", "tcp")
     assert (config.placement.num_devices, config.placement.rollout_devices) == (12, 8)
-    (ray,) = [one for one in fixtures(apart, Options()) if one["metadata"]["name"] == "math-ray"]
+    (ray,) = [one for one in fixtures(apart, Options(), "uid-of-secret") if one["metadata"]["name"] == "math-ray"]
     assert {"worker", "rollout"} <= set(
         ray["spec"]["ingress"][0]["from"][0]["podSelector"]["matchExpressions"][0]["values"]
     )
@@ -263,7 +263,7 @@ def test_a_run_on_many_gpus_is_put_on_nodes_that_there_are(devices: int, nodes: 
 
 
 def test_a_job_takes_over_no_account_of_its_name() -> None:
-    manifests = [*fixtures(job(), Options()), ray_job(job(), 1, Options())]
+    manifests = [*fixtures(job(), Options(), "uid-of-secret"), ray_job(job(), 1, Options())]
     assert "math" not in {one["metadata"]["name"] for one in manifests}
     (account,) = [one["metadata"]["name"] for one in manifests if one["kind"] == "ServiceAccount"]
     spec = manifests[-1]["spec"]
@@ -292,14 +292,14 @@ def test_retained_volumes_have_no_owner_and_others_do() -> None:
     for retention, owned in (("Retain", False), ("Delete", True)):
         claims = [
             manifest
-            for manifest in fixtures(job(storage={"retention": retention}), Options())
+            for manifest in fixtures(job(storage={"retention": retention}), Options(), "uid-of-secret")
             if manifest["kind"] == "PersistentVolumeClaim"
         ]
         assert [("ownerReferences" in claim["metadata"]) for claim in claims] == [owned]
 
 
 def test_the_mounted_run_file_is_a_run_file() -> None:
-    (found,) = [one for one in fixtures(job(), Options()) if one["kind"] == "ConfigMap"]
+    (found,) = [one for one in fixtures(job(), Options(), "uid-of-secret") if one["kind"] == "ConfigMap"]
     config = check_mapping(yaml.safe_load(found["data"]["run.yaml"]), "run.yaml")
     assert (config.run.name, config.buffer.name, config.placement.device) == ("math", "external", "cpu")
     assert config.buffer.url == "redis://math-buffer.team.svc:6379/0?password_file=/etc/crescendo/buffer/password"
@@ -328,7 +328,11 @@ def test_the_entrypoint_is_a_command_that_there_is() -> None:
 
 
 def test_only_the_runs_own_pods_reach_its_buffer() -> None:
-    policies = {one["metadata"]["name"]: one for one in fixtures(job(), Options()) if one["kind"] == "NetworkPolicy"}
+    policies = {
+        one["metadata"]["name"]: one
+        for one in fixtures(job(), Options(), "uid-of-secret")
+        if one["kind"] == "NetworkPolicy"
+    }
     (rule,) = policies["math-buffer"]["spec"]["ingress"]
     assert rule["ports"] == [{"port": 6379, "protocol": "TCP"}]
     assert rule["from"][0]["podSelector"]["matchLabels"] == {"rl.crescendo.dev/job": "math"}
@@ -342,7 +346,7 @@ def test_only_the_runs_own_pods_reach_its_buffer() -> None:
 def test_a_run_gets_out_by_https_and_by_the_ports_that_it_names(network: dict[str, Any], ports: list[int]) -> None:
     policies = {
         one["metadata"]["name"]: one["spec"]
-        for one in fixtures(job(**network), Options())
+        for one in fixtures(job(**network), Options(), "uid-of-secret")
         if one["kind"] == "NetworkPolicy"
     }
     anywhere = [rule for rule in policies["math-ray"]["egress"] if "to" not in rule]

@@ -125,8 +125,8 @@ class World:
         name = f"math-{number}"
         if name not in self.attempts:
             self.created.append(name)
-            labels = self.observed().job.queue_labels
-            self.attempts[name] = Attempt(number, name, f"uid-{name}", False, False, "", "", "", "", "", labels)
+            queue = self.observed().job.queue
+            self.attempts[name] = Attempt(number, name, f"uid-{name}", False, False, "", "", "", "", "", queue)
 
     def _call(self, verb: str, stage: str) -> None:
         if verb == "stop" and self.report is not None:
