@@ -12,8 +12,9 @@ from crescendo.common.config import read_mapping
 from crescendo.controller.operator.api import ApiFailure
 from crescendo.controller.operator.certificates import new_authority
 from crescendo.controller.operator.identities import CERTIFICATES_EVERY
+from crescendo.controller.operator.observe import PATIENCE
 from crescendo.controller.operator.options import Options
-from crescendo.controller.operator.reconcile import PATIENCE, Reconciler
+from crescendo.controller.operator.reconcile import Reconciler
 from crescendo.controller.operator.render import to_rljob
 from crescendo.controller.operator.requests import Request
 from crescendo.controller.operator.resource import KIND, Job, Manifest, Report
