@@ -57,6 +57,7 @@ class Observer:
         self._identities = identities
         self._clock = clock
         self._checked: dict[bytes, tuple[str, ...]] = {}
+        self._silent: dict[str, datetime] = {}  # by attempt, since when
 
     async def observe(self, job: Job) -> Observed:
         """What the next decision about a job needs. Raises ApiFailure."""
@@ -94,8 +95,8 @@ class Observer:
         cluster = await self._cluster(newest, job)
         observed = replace(observed, obstacle=await self._obstacle(newest, job, cluster))
         report, unasked = await self._report(newest, job)
-        pods, replicas = (cluster.ready, cluster.wanted), cluster.replicas
-        return replace(observed, pods=pods, replicas=replicas, report=report, unasked=unasked)
+        observed = replace(observed, report=report, unasked=unasked, silent_since=self._silence(newest, report))
+        return replace(observed, pods=(cluster.ready, cluster.wanted), replicas=cluster.replicas)
 
     def _problems(self, job: Job) -> tuple[str, ...]:
         """Checked once for what a run is made of, since it takes half a second; not again for what steers it."""
@@ -177,3 +178,10 @@ class Observer:
         except EnvironmentProblem as problem:
             why = f"the operator has no certificate to ask the run with: {problem.message.rstrip('.')}"
             return None, f"{why}; the operator's log says why it is not issued"
+
+    def _silence(self, attempt: Attempt, report: Report | None) -> datetime | None:
+        """Since when a run in its pods has not answered: as long as this operator has asked it."""
+        if report is None and attempt.job_status == "RUNNING":
+            return self._silent.setdefault(attempt.uid, self._clock())
+        self._silent.pop(attempt.uid, None)
+        return None

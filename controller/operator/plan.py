@@ -27,6 +27,7 @@ from crescendo.controller.operator.resource import (
     BufferServer,
     Job,
     Observed,
+    format_time,
 )
 from crescendo.controller.operator.size import wanted_size
 from crescendo.controller.operator.status import PODLESS, Draft
@@ -35,6 +36,8 @@ from crescendo.controller.operator.writes import RESYNC_S, SOON_S, Call, Note, P
 DEFAULT_PRE_RUNNING_S: Final = 1800
 DEFAULT_SUSPEND_S: Final = 600
 DEFAULT_BACKOFF_LIMIT: Final = 3
+SILENT: Final = timedelta(minutes=5)
+"""A controller that does not answer for so long is worth a person's look; it answers while it trains and commits."""
 
 
 def plan(observed: Observed) -> Plan:
@@ -211,6 +214,10 @@ def _unheard(observed: Observed, draft: Draft, attempt: Attempt) -> Plan:
     events: tuple[Note, ...] = ()
     if observed.unasked:
         events = _warn(job, draft, "Starting" if starts else "Running", "OperatorUncertified", observed.unasked)
+    elif not starts and observed.silent_since is not None and observed.now - observed.silent_since >= SILENT:
+        text = f"the run has not answered since {format_time(observed.silent_since)}; what you see is older. Do its "
+        text += f"pods run, does a network policy keep the operator from them? See `crescendo logs {job.name}`"
+        events = _warn(job, draft, "Running", "ControllerSilent", text)
     elif starts and step is not None:
         draft.phase("Starting", "Fetching", f"{step.name}: {step.message or 'under way'}")
     elif starts and observed.obstacle:

@@ -333,9 +333,10 @@ class Observed:
     pods: (ready, wanted) of the newest attempt's cluster; storage_id, buffer_storage_id: what the run's and the
     buffer's volume carry (pairing.py); leaving: the name of what goes with an earlier job; problems: of the spec,
     beyond what the CRD could refuse; uncertified: why cert-manager has not issued its certificates; unasked: why the
-    operator cannot even ask the run; hold: why the newest attempt is queued, if it is; obstacle: what keeps its pods,
-    when they are late; buffer: its own server, looked at only while no attempt uses it; replicas: pods that each worker
-    group of the newest attempt's cluster is to have; verbs_reviewed: whether somebody reviews who asks for verbs.
+    operator cannot even ask the run; silent_since: when a run in its pods first did not answer; hold: why the newest
+    attempt is queued, if it is; obstacle: what keeps its pods, when they are late; buffer: its own server, looked at
+    only while no attempt uses it; replicas: pods that each worker group of the newest attempt's cluster is to have;
+    verbs_reviewed: whether somebody reviews who asks for verbs.
     """
 
     job: Job
@@ -349,6 +350,7 @@ class Observed:
     problems: tuple[str, ...] = ()
     uncertified: str = ""
     unasked: str = ""
+    silent_since: datetime | None = None
     buffer: BufferServer | None = None
     fetch: FetchStep | None = None
     obstacle: str = ""

@@ -14,6 +14,7 @@ from crescendo.controller.operator.certificates import new_authority
 from crescendo.controller.operator.identities import CERTIFICATES_EVERY
 from crescendo.controller.operator.observe import PATIENCE
 from crescendo.controller.operator.options import Options
+from crescendo.controller.operator.plan import SILENT
 from crescendo.controller.operator.reconcile import Reconciler
 from crescendo.controller.operator.render import to_rljob
 from crescendo.controller.operator.requests import Request
@@ -78,10 +79,12 @@ class Store:
 
 
 class Runs:
-    """A controller that always answers alike."""
+    """A controller that always answers alike, or not at all."""
+
+    answers = True
 
     async def report(self, address: str) -> Report | None:
-        return REPORT
+        return REPORT if self.answers else None
 
     async def call(self, address: str, call: Call) -> bool:
         return True
@@ -158,6 +161,38 @@ async def test_a_job_whose_phase_turned_is_looked_at_soon_and_one_that_waits_is_
     kuberay_says(store, jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
     assert await reconciler.reconcile("team", "math") == SOON_S
     assert store.objects[KIND, "math"]["status"]["phase"] == "Succeeded"
+
+
+async def test_a_run_that_stops_answering_says_so_and_one_missed_answer_does_not(store: Store) -> None:
+    clock, runs = Clock(), Runs()
+    reconciler = Reconciler(store, runs, Options(), AUTHORITY, clock)
+    await reconciler.reconcile("team", "math")
+    kuberay_says(store, jobDeploymentStatus="Running", jobStatus="RUNNING")
+    await reconciler.reconcile("team", "math")
+
+    async def look() -> tuple[str, int]:
+        """The reason that is told, and how many writes that took."""
+        store.asked()
+        await reconciler.reconcile("team", "math")
+        writes = [verb for verb, _ in store.asked() if verb in ("status", "create")]
+        return store.objects[KIND, "math"]["status"]["reason"], len(writes)
+
+    runs.answers = False
+    assert await look() == ("Running", 0)
+    runs.answers = True
+    clock.now += SILENT / 2
+    assert await look() == ("Running", 0)
+    runs.answers = False
+    await look()
+    clock.now += SILENT - timedelta(seconds=1)
+    assert await look() == ("Running", 0)
+    clock.now += timedelta(seconds=1)
+    assert await look() == ("ControllerSilent", 2)
+    clock.now += timedelta(hours=1)
+    assert await look() == ("ControllerSilent", 0)
+    assert "since 2026-01-01T00:02:30Z" in store.objects[KIND, "math"]["status"]["message"]
+    runs.answers = True
+    assert (await look())[0] == "Running"
 
 
 async def test_an_operator_that_starts_anew_looks_at_certificates_at_once(store: Store) -> None:
