@@ -14,6 +14,8 @@ from typing import Any, Final
 
 import yaml
 
+from crescendo.common.generated import write_or_check
+
 CHART: Final = Path(__file__).parent / "crescendo"
 _COMMENT: Final = re.compile(r"\s*# -- (.+)")
 _KEY: Final = re.compile(r"(\s*)([A-Za-z]+):")
@@ -146,15 +148,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when a file is stale")
     options = parser.parse_args()
     text = (CHART / "values.yaml").read_text(encoding="utf-8")
-    stale = False
-    for name, content in (("values.schema.json", render_schema(text)), ("README.md", render_readme(text))):
-        target = CHART / name
-        if not options.check:
-            target.write_text(content, encoding="utf-8")
-        elif not target.exists() or target.read_text(encoding="utf-8") != content:
-            print(f"{target} is stale: run make chart", file=sys.stderr)
-            stale = True
-    return 1 if stale else 0
+    files = {CHART / "values.schema.json": render_schema(text), CHART / "README.md": render_readme(text)}
+    return write_or_check(files, check=options.check, command="make chart")
 
 
 if __name__ == "__main__":
