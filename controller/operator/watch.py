@@ -56,7 +56,7 @@ class Watch:
         while not self._stopped.done():
             try:
                 asyncio.run(self._watch_once())
-            except Exception as error:  # noqa: BLE001  whatever ended it, the next watch lists everything anew
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  the next watch lists everything anew
                 log.warning("the watch ended: %s: %s; again in %.0f s", type(error).__name__, error, PAUSE_S)
             futures.wait([self._stopped], PAUSE_S)
 
