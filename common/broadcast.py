@@ -10,6 +10,7 @@ import logging
 import os
 import selectors
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -75,6 +76,8 @@ class BroadcastGroup:
             except RuntimeError as error:
                 log.debug("a broken group: %s", error)
 
+        if sys.is_finalizing():  # no thread can be started any more, and the sockets end with the process
+            return
         if broken:
             threading.Thread(target=end, name="broadcast-end", daemon=True).start()
         else:

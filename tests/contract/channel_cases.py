@@ -18,6 +18,7 @@ from crescendo.trainer.channels import WeightChannel
 from crescendo.trainer.megatron.weights import Exported
 
 RUN = "channel-contract"
+_KEPT: list[object] = []
 TOKEN = "secret"
 FENCE = common_pb2.Fence(epoch=3, counter=5)
 
@@ -84,18 +85,19 @@ def take(
             node.close()
 
 
-def begin_and_stay(manifest: common_pb2.WeightManifest, run: str) -> None:
-    """Takes the first tensor that streams in, says so, and stays without taking another."""
+def begin_and_stay(manifest: common_pb2.WeightManifest, run: str, stay_s: float) -> None:
+    """Takes the first tensor that streams in, says so, and stays without taking another, until the process ends."""
     stream = Arriving(NodeCopy(run, TOKEN).localize(manifest, FENCE, 20.0), torch.device("cpu")).tensors()
+    _KEPT.append(stream)
     print(next(stream)[0], flush=True)
-    time.sleep(60)
+    time.sleep(stay_s)
 
 
 def main() -> None:
     """An engine's end as a process: reads a manifest's file, fetches it, prints the digest of the version."""
     manifest = common_pb2.WeightManifest.FromString(Path(sys.argv[1]).read_bytes())
-    if sys.argv[3:] == ["stay"]:
-        return begin_and_stay(manifest, sys.argv[2])
+    if sys.argv[3:]:
+        return begin_and_stay(manifest, sys.argv[2], float(sys.argv[3]))
     taken = take(manifest, run=sys.argv[2])
     print(f"{manifest_digest(manifest.tensors, taken.digests):016x}", flush=True)
     return None

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -111,7 +112,7 @@ def test_an_engine_that_is_lost_breaks_one_round_and_the_others_go_on(
     given = version(1)
     manifest = publish(channel, 1, given)
     monkeypatch.setattr(nccl, "STEP_S", 120.0 if death else 2.0)
-    monkeypatch.setattr(rounds, "WINDOW_S", 120.0)  # until all three are there
+    monkeypatch.setattr(rounds, "WINDOW_S", 120.0)  # until all three are there, and then the two that are left
     channel._rounds._expected = 3
     came = [0, 0]
 
@@ -127,12 +128,13 @@ def test_an_engine_that_is_lost_breaks_one_round_and_the_others_go_on(
         jobs = [pool.submit(engine, number) for number in range(2)]
         stream = begin(manifest)
         if death:
-            die_in_the_middle(manifest, tmp_path / "manifest")
+            with in_the_middle(manifest, tmp_path / "manifest", 60.0):
+                pass  # it is killed
         else:
             next(stream)
-        monkeypatch.setattr(rounds, "WINDOW_S", 0.3)
         began = time.monotonic()
         taken = [job.result(60) for job in jobs]
+    monkeypatch.setattr(rounds, "WINDOW_S", 0.3)
     assert all(each.equals(given) and each.digests == [spec.digest for spec in manifest.tensors] for each in taken)
     assert came == [20, 20]
     assert sizes[:2] == [4, 3]
@@ -141,15 +143,27 @@ def test_an_engine_that_is_lost_breaks_one_round_and_the_others_go_on(
     stream.close()  # type: ignore[attr-defined]
 
 
-def die_in_the_middle(manifest: common_pb2.WeightManifest, path: Path) -> None:
-    """A process that takes the first tensor, and is killed."""
+@contextmanager
+def in_the_middle(manifest: common_pb2.WeightManifest, path: Path, stay_s: float) -> Iterator[subprocess.Popen[str]]:
+    """A process that has taken the first tensor, stays for a while without taking another, and ends."""
     path.write_bytes(manifest.SerializeToString())
-    command = [sys.executable, "-m", "tests.contract.channel_cases", str(path), f"{RUN}-lost", "stay"]
+    command = [sys.executable, "-m", "tests.contract.channel_cases", str(path), f"{RUN}-lost", str(stay_s)]
     environment = {**os.environ, "GOMP_SPINCOUNT": "0"}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as lost:
-        assert lost.stdout is not None
-        assert lost.stdout.readline().strip() == "t0"
-        lost.kill()
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            assert child.stdout is not None
+            assert child.stdout.readline().strip() == "t0"
+            yield child
+        finally:
+            child.kill()
+
+
+def test_an_engine_that_ends_in_the_middle_of_a_round_waits_for_nobody(channel: WeightChannel, tmp_path: Path) -> None:
+    given = version(1)
+    manifest = publish(channel, 1, given)
+    with in_the_middle(manifest, tmp_path / "manifest", 0.0) as child:
+        assert child.wait(20) == 0
+    assert take(manifest).equals(given)
 
 
 def test_engines_that_all_leave_cost_the_publisher_nothing(channel: WeightChannel) -> None:
