@@ -1,5 +1,6 @@
 """What the tests of the weight channels share: tensors, both ends of a channel, and an engine's end as a process."""
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from crescendo.rollout.fetch import NodeCopy
 from crescendo.trainer.channels import WeightChannel
 from crescendo.trainer.megatron.weights import Exported
 
-RUN = "channel-contract"
+RUN = f"channel-contract-{os.getpid()}"  # of this process: tests run in several, and a channel clears what its run left
 _KEPT: list[object] = []
 TOKEN = "secret"
 FENCE = common_pb2.Fence(epoch=3, counter=5)

@@ -1,5 +1,6 @@
 """Weight channels that are files: what is written is what the manifest says, and older versions go when told."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from crescendo.common.weights import ALIGNMENT, stale_shm_files
 from crescendo.trainer.channels import WeightChannel, Written, open_channel
 from crescendo.trainer.megatron.weights import Exported
 
-RUN = "channel-test"
+RUN = f"channel-test-{os.getpid()}"
 
 
 @pytest.fixture(params=["shm", "disk"])
