@@ -12,7 +12,7 @@ from typing import Final
 
 from crescendo.common.errors import EnvironmentProblem
 from crescendo.controller.operator.api import Api, ApiFailure
-from crescendo.controller.operator.children import controller_address, spec_problems
+from crescendo.controller.operator.children import spec_problems
 from crescendo.controller.operator.children.inputs import fetch_steps
 from crescendo.controller.operator.children.pods import claim_name
 from crescendo.controller.operator.children.storage import buffer_name
@@ -46,16 +46,23 @@ STEERING: Final = (
 
 
 class Observer:
-    """Looks at jobs. clock: now, for tests."""
+    """Looks at jobs. clock: now; address_of: where a run's controller answers."""
 
     def __init__(
-        self, api: Api, runs: Runs, options: Options, identities: Identities, clock: Callable[[], datetime]
+        self,
+        api: Api,
+        runs: Runs,
+        options: Options,
+        identities: Identities,
+        clock: Callable[[], datetime],
+        address_of: Callable[[Job], str],
     ) -> None:
         self._api = api
         self._runs = runs
         self._options = options
         self._identities = identities
         self._clock = clock
+        self._address_of = address_of
         self._checked: dict[bytes, tuple[str, ...]] = {}
         self._silent: dict[str, datetime] = {}  # by attempt, since when
 
@@ -174,7 +181,7 @@ class Observer:
         if attempt.job_status != "RUNNING":
             return None, ""
         try:
-            return await self._runs.report(controller_address(job)), ""
+            return await self._runs.report(self._address_of(job)), ""
         except EnvironmentProblem as problem:
             why = f"the operator has no certificate to ask the run with: {problem.message.rstrip('.')}"
             return None, f"{why}; the operator's log says why it is not issued"

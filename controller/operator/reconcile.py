@@ -38,7 +38,7 @@ REFUSALS: Final = frozenset({400, 403, 404, 422, 500})  # 500: of a server-side 
 
 
 class Reconciler:
-    """Carries out plans. authority: signs the jobs' certificates; clock: now, for tests."""
+    """Carries out plans. authority: signs the jobs' certificates; clock, address_of (observe.py): for tests."""
 
     def __init__(
         self,
@@ -47,14 +47,16 @@ class Reconciler:
         options: Options,
         authority: KeyPair,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        address_of: Callable[[Job], str] = controller_address,
     ) -> None:
         self._api = api
         self._runs = runs
         self._options = options
         self._clock = clock
+        self._address_of = address_of
         self._shared = SharedBuffer(options)
         self._identities = Identities(api, authority, options, clock)
-        self._observer = Observer(api, runs, options, self._identities, clock)
+        self._observer = Observer(api, runs, options, self._identities, clock, address_of)
 
     async def reconcile(self, namespace: str, name: str) -> float:
         """One round; returns seconds until the next one is due. Raises ApiFailure."""
@@ -131,7 +133,7 @@ class Reconciler:
 
     async def _call(self, job: Job, decided: Plan) -> Plan:
         """Calls the run; the plan with what it answered in status and events."""
-        address, status, events = controller_address(job), decided.status or dict(job.status), decided.events
+        address, status, events = self._address_of(job), decided.status or dict(job.status), decided.events
         for call in decided.calls:
             if await self._runs.call(address, call) and call.verb == "promote":
                 status = {**status, "promotedTo": call.stage}

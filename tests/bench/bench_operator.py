@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from crescendo.common.rpc.identity import VARIABLE
-from crescendo.controller.operator import reconcile
 from crescendo.controller.operator.api import KubernetesApi
 from crescendo.controller.operator.authority import load_authority, renew_platform
 from crescendo.controller.operator.options import Options
@@ -61,11 +60,10 @@ async def measure(plane: ControlPlane, folder: Path, rounds: int) -> harness.Mea
     noted: Any = Noted(api)
     stub = await asyncio.to_thread(started_stub, plane, folder)
     os.environ[VARIABLE] = str(folder / "operator")
-    reconcile.controller_address = lambda job: stub.address
     try:
         authority = await load_authority(api, Options())
         await renew_platform(api, authority, Options())
-        reconciler = Reconciler(noted, ControllerRuns(), Options(), authority)
+        reconciler = Reconciler(noted, ControllerRuns(), Options(), authority, address_of=lambda job: stub.address)
         await asyncio.to_thread(create, plane)
         await settle(plane, reconciler, noted)
         noted.calls.clear()

@@ -2,15 +2,16 @@
 
 import os
 import sys
+from functools import partial
 
 from crescendo.controller.operator import __main__ as operator
-from crescendo.controller.operator import reconcile
+from crescendo.controller.operator.reconcile import Reconciler
 
 
 def main() -> int:
     """Runs the operator."""
     address = os.environ["CONTROLLERS"]
-    reconcile.controller_address = lambda job: address
+    operator.Reconciler = partial(Reconciler, address_of=lambda job: address)  # type: ignore[misc,assignment]
     return operator.main()
 
 
