@@ -80,6 +80,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Wor
     Worst.well, Worst.refused = False, 0
     serving = ThreadingHTTPServer(("127.0.0.1", 0), Worst)
     serving.daemon_threads = True
+    monkeypatch.setattr(serving, "handle_error", lambda *_: None)  # kopf leaves in the middle of an answer
     thread = threading.Thread(target=serving.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     config = {
