@@ -54,11 +54,12 @@ def test_faults_of_the_api_server_delay_but_change_nothing(
         eventually("it is suspended", lambda: job.phase == "Suspended", 90)
         job.patch(suspend=False)
         eventually("the second attempt", lambda: job.children("rayjob") == ["math-2"], 90)
-        eventually("every kind of fault", lambda: set(KINDS) <= set(proxy.injected), 60)
+        eventually("every kind of fault", lambda: set(KINDS) <= set(proxy.injected), 120)
         assert job.status().get("failures", 0) == 0
         assert not operator.ended()
     finally:
         operator.kill()
+        print(dict(proxy.injected))
         print(operator.log[-6000:])
 
 
